@@ -1,0 +1,352 @@
+//! The bytes that cross the boundary between the probes and the agent, and nothing else.
+//!
+//! Events travel through one ring buffer. Each begins with a [`Header`] whose `kind` says which struct follows;
+//! [`Event::from_bytes`] is the only reader. All integers are native-endian (both ends are one machine); addresses are in
+//! network order, IPv4 as v4-mapped IPv6; ports are in host order. Padding is explicit and zero, so that a recording of the
+//! bytes is reproducible.
+#![cfg_attr(target_arch = "bpf", no_std)]
+
+/// Which struct follows the header.
+pub mod kind {
+    /// [`super::AttemptStart`]: a TCP socket went CLOSE → SYN_SENT.
+    pub const ATTEMPT_START: u8 = 1;
+    /// [`super::AttemptRetransmit`]: a SYN was sent again; the source port is known from here on.
+    pub const ATTEMPT_RETRANSMIT: u8 = 2;
+    /// [`super::AttemptEnd`]: a TCP socket left SYN_SENT.
+    pub const ATTEMPT_END: u8 = 3;
+    /// [`super::Accepted`]: a listener's child went SYN_RECV → ESTABLISHED.
+    pub const ACCEPTED: u8 = 4;
+    /// [`super::PacketDrop`]: the kernel freed a SYN, SYN-ACK or UDP datagram as dropped.
+    pub const PACKET_DROP: u8 = 5;
+    /// [`super::UdpEnd`]: a connected UDP socket was released.
+    pub const UDP_END: u8 = 6;
+}
+
+/// First bytes of every event.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// One of [`kind`].
+    pub kind: u8,
+    /// Zero.
+    pub padding: [u8; 3],
+    /// The CPU that wrote the event.
+    pub cpu: u32,
+    /// `bpf_ktime_get_ns` (CLOCK_MONOTONIC), nanoseconds.
+    pub timestamp: u64,
+}
+
+/// Addresses and ports of a connection, from the side that opens it to the side that listens.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tuple {
+    /// Network order; IPv4 as `::ffff:a.b.c.d`.
+    pub source: [u8; 16],
+    /// Network order; IPv4 as `::ffff:a.b.c.d`.
+    pub destination: [u8; 16],
+    /// Host order. 0 where not known yet (`inet_sock_set_state` at CLOSE → SYN_SENT comes before the port is chosen).
+    pub source_port: u16,
+    /// Host order.
+    pub destination_port: u16,
+    /// IANA number: 6 TCP, 17 UDP.
+    pub protocol: u8,
+    /// Zero.
+    pub padding: [u8; 3],
+}
+
+/// The task that called `connect()`. Only known in process context.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// cgroup v2 id (inode of the directory), 1 on a host without cgroup v2 for its pods.
+    pub cgroup: u64,
+    /// Process id in the initial pid namespace.
+    pub pid: u32,
+    /// Zero.
+    pub padding: u32,
+    /// NUL-padded command name.
+    pub comm: [u8; 16],
+}
+
+/// A TCP connection attempt began.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttemptStart {
+    /// `kind::ATTEMPT_START`.
+    pub header: Header,
+    /// `source_port` is 0 unless the application bound one.
+    pub tuple: Tuple,
+    /// Address of `struct sock`: with `header.timestamp` it identifies the attempt.
+    pub socket: u64,
+    /// Inode number of the socket's network namespace.
+    pub netns: u32,
+    /// Zero.
+    pub padding: u32,
+    /// Who connects.
+    pub owner: Owner,
+}
+
+/// A SYN was retransmitted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttemptRetransmit {
+    /// `kind::ATTEMPT_RETRANSMIT`.
+    pub header: Header,
+    /// With the source port.
+    pub tuple: Tuple,
+    /// As in [`AttemptStart`].
+    pub socket: u64,
+    /// `header.timestamp` of the start; 0 if the start was not seen.
+    pub started: u64,
+    /// Retransmits of this attempt so far, this one included.
+    pub count: u32,
+    /// Inode number of the socket's network namespace.
+    pub netns: u32,
+}
+
+/// Bits of [`AttemptEnd::flags`].
+pub mod end_flags {
+    /// The socket became ESTABLISHED.
+    pub const ESTABLISHED: u8 = 1;
+    /// An RST was received in SYN_SENT (`tcp_receive_reset`).
+    pub const RESET: u8 = 2;
+    /// `error_origin`, `error_type` and `error_code` hold an entry of the socket's error queue.
+    pub const ERROR_QUEUE: u8 = 4;
+}
+
+/// A TCP connection attempt ended.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttemptEnd {
+    /// `kind::ATTEMPT_END`.
+    pub header: Header,
+    /// With the source port.
+    pub tuple: Tuple,
+    /// As in [`AttemptStart`].
+    pub socket: u64,
+    /// `header.timestamp` of the start; 0 if the start was not seen.
+    pub started: u64,
+    /// `sk_err` (positive errno) at the transition.
+    pub error: i32,
+    /// `sk_err_soft` at the transition.
+    pub soft_error: i32,
+    /// Inode number of the socket's network namespace.
+    pub netns: u32,
+    /// Retransmits of the SYN, capped at 65535.
+    pub retransmits: u16,
+    /// [`end_flags`].
+    pub flags: u8,
+    /// `sock_extended_err.ee_origin`: 2 ICMP, 3 ICMPv6.
+    pub error_origin: u8,
+    /// ICMP type.
+    pub error_type: u8,
+    /// ICMP code.
+    pub error_code: u8,
+    /// Zero.
+    pub padding: [u8; 6],
+}
+
+/// A listener on this machine completed a handshake.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// `kind::ACCEPTED`.
+    pub header: Header,
+    /// From the client to the listener.
+    pub tuple: Tuple,
+    /// Inode number of the listener's network namespace.
+    pub netns: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// Bits of [`PacketDrop::flags`].
+pub mod drop_flags {
+    /// `original` holds conntrack's tuple before translation.
+    pub const ORIGINAL: u8 = 1;
+    /// The packet travelled from the listener to the opener: `tuple` is already turned round.
+    pub const REPLY: u8 = 2;
+    /// `reason` holds a value of `enum skb_drop_reason`.
+    pub const REASON: u8 = 4;
+}
+
+/// The kernel dropped a packet of a connection attempt.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketDrop {
+    /// `kind::PACKET_DROP`.
+    pub header: Header,
+    /// As the packet carried it at the drop (after destination translation where that had happened).
+    pub tuple: Tuple,
+    /// As the client dialled it, by conntrack; see [`drop_flags::ORIGINAL`].
+    pub original: Tuple,
+    /// Address of the client's `struct sock` where the packet still had one, else 0.
+    pub socket: u64,
+    /// Kernel address of the drop.
+    pub location: u64,
+    /// Packets dropped with the same key since the last event of that key, this one included.
+    pub count: u64,
+    /// `enum skb_drop_reason` of the running kernel, subsystem in the high 16 bits; see [`drop_flags::REASON`].
+    pub reason: u32,
+    /// Inode number of the network namespace; 0 where neither device nor socket told.
+    pub netns: u32,
+    /// `ifindex` of `skb->dev`, 0 where there was none.
+    pub interface: u32,
+    /// TCP flags byte; 0 for UDP.
+    pub tcp_flags: u8,
+    /// [`drop_flags`].
+    pub flags: u8,
+    /// Zero.
+    pub padding: [u8; 2],
+}
+
+/// Bits of [`UdpEnd::flags`].
+pub mod udp_flags {
+    /// At least one datagram was delivered to the socket.
+    pub const REPLIED: u8 = 1;
+}
+
+/// A connected UDP socket was released: the peer either answered or it did not.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpEnd {
+    /// `kind::UDP_END`.
+    pub header: Header,
+    /// From the local socket to its connected peer.
+    pub tuple: Tuple,
+    /// Address of `struct sock`.
+    pub socket: u64,
+    /// Inode number of the socket's network namespace.
+    pub netns: u32,
+    /// `sk_err` (positive errno) at the release.
+    pub error: i32,
+    /// [`udp_flags`].
+    pub flags: u8,
+    /// Zero.
+    pub padding: [u8; 7],
+    /// Who released the socket.
+    pub owner: Owner,
+}
+
+/// Indices of the per-CPU `COUNTERS` array, `u64` each.
+pub mod counter {
+    /// Ring buffer reservations that failed, by nothing but the buffer being full.
+    pub const LOST_EVENTS: u32 = 0;
+    /// Events written.
+    pub const EVENTS: u32 = 1;
+    /// Drops looked at that were not ours (other ports, other flags, normal frees).
+    pub const DROPS_IGNORED: u32 = 2;
+    /// Attempts that could not be remembered because the map was full.
+    pub const LOST_ATTEMPTS: u32 = 3;
+    /// Drop events held back by the per-CPU token bucket.
+    pub const SUPPRESSED_DROPS: u32 = 4;
+    /// Number of counters.
+    pub const COUNT: u32 = 5;
+}
+
+/// An event read back from its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// See [`AttemptStart`].
+    Start(AttemptStart),
+    /// See [`AttemptRetransmit`].
+    Retransmit(AttemptRetransmit),
+    /// See [`AttemptEnd`].
+    End(AttemptEnd),
+    /// See [`Accepted`].
+    Accepted(Accepted),
+    /// See [`PacketDrop`].
+    Drop(PacketDrop),
+    /// See [`UdpEnd`].
+    UdpEnd(UdpEnd),
+}
+
+/// Why bytes are not an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// Shorter or longer than the struct of its kind.
+    Length {
+        /// `Header::kind`.
+        kind: u8,
+        /// Bytes received.
+        length: usize,
+    },
+    /// Not one of [`kind`].
+    Kind(u8),
+    /// No header.
+    Empty,
+}
+
+impl Event {
+    /// Reads one event as the ring buffer delivered it.
+    ///
+    /// # Errors
+    /// [`Malformed`] when the length does not fit the kind or the kind is unknown.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Malformed> {
+        let kind = *bytes.first().ok_or(Malformed::Empty)?;
+        match kind {
+            kind::ATTEMPT_START => read(bytes).map(Self::Start),
+            kind::ATTEMPT_RETRANSMIT => read(bytes).map(Self::Retransmit),
+            kind::ATTEMPT_END => read(bytes).map(Self::End),
+            kind::ACCEPTED => read(bytes).map(Self::Accepted),
+            kind::PACKET_DROP => read(bytes).map(Self::Drop),
+            kind::UDP_END => read(bytes).map(Self::UdpEnd),
+            other => Err(Malformed::Kind(other)),
+        }
+    }
+
+    /// The header, whatever the kind.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        match self {
+            Self::Start(e) => &e.header,
+            Self::Retransmit(e) => &e.header,
+            Self::End(e) => &e.header,
+            Self::Accepted(e) => &e.header,
+            Self::Drop(e) => &e.header,
+            Self::UdpEnd(e) => &e.header,
+        }
+    }
+}
+
+/// A struct of this crate that is plain bytes: `repr(C)`, no padding of the compiler's, every bit pattern valid.
+///
+/// # Safety
+/// Implemented below only for types whose size is asserted to be the sum of their fields.
+pub unsafe trait Plain: Copy {}
+
+macro_rules! plain {
+    ($($type:ty = $size:expr),+ $(,)?) => {$(
+        const _: () = assert!(size_of::<$type>() == $size);
+        const _: () = assert!(align_of::<$type>() <= 8);
+        // SAFETY: integers and arrays of integers only; the size is the sum of the fields (asserted above).
+        unsafe impl Plain for $type {}
+    )+};
+}
+
+plain! {
+    Header = 16,
+    Tuple = 40,
+    Owner = 32,
+    AttemptStart = 16 + 40 + 8 + 8 + 32,
+    AttemptRetransmit = 16 + 40 + 8 + 8 + 8,
+    AttemptEnd = 16 + 40 + 8 + 8 + 8 + 4 + 2 + 4 + 6,
+    Accepted = 16 + 40 + 8,
+    PacketDrop = 16 + 40 + 40 + 8 + 8 + 8 + 12 + 4,
+    UdpEnd = 16 + 40 + 8 + 8 + 8 + 32,
+}
+
+/// The bytes of a plain struct, for recordings and tests.
+#[must_use]
+pub fn bytes_of<T: Plain>(value: &T) -> &[u8] {
+    // SAFETY: `Plain` types have no padding, so all of their bytes are initialised.
+    unsafe { core::slice::from_raw_parts(core::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
+fn read<T: Plain>(bytes: &[u8]) -> Result<T, Malformed> {
+    if bytes.len() != size_of::<T>() {
+        return Err(Malformed::Length { kind: bytes[0], length: bytes.len() });
+    }
+    // SAFETY: the length fits and every bit pattern is a valid `T`.
+    Ok(unsafe { core::ptr::read_unaligned(bytes.as_ptr().cast()) })
+}

@@ -1,0 +1,166 @@
+//! Pods, reduced.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as core;
+
+use crate::words::{Name, Protocol, Workload};
+
+/// Labels or annotations.
+pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
+
+/// `status.phase`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// Scheduled or starting.
+    Pending,
+    /// At least one container runs. Also the value for a manifest without a status.
+    #[default]
+    Running,
+    /// All containers ended well.
+    Succeeded,
+    /// All containers ended, one badly.
+    Failed,
+    /// The node does not answer.
+    Unknown,
+}
+
+/// A declared container port: what named ports resolve to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ContainerPort {
+    /// `name`, empty where there is none.
+    pub name: Arc<str>,
+    /// `containerPort`.
+    pub port: u16,
+    /// `protocol`.
+    pub protocol: Protocol,
+}
+
+/// A pod, or a workload's pod template that stands for its pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub name: Name,
+    /// Live labels.
+    pub labels: Labels,
+    /// Annotations.
+    pub annotations: Labels,
+    /// The controller that owns it.
+    pub workload: Workload,
+    /// `spec.nodeName`.
+    pub node: Option<Arc<str>>,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// `status.podIPs`.
+    pub addresses: Vec<IpAddr>,
+    /// Ports of all containers, native sidecars included.
+    pub ports: Vec<ContainerPort>,
+    /// Names of all containers, native sidecars (init containers with restartPolicy Always) included.
+    pub containers: Vec<Arc<str>>,
+    /// `status.phase`.
+    pub phase: Phase,
+    /// `metadata.creationTimestamp` or `status.startTime`, seconds since the epoch.
+    pub started: Option<i64>,
+    /// It is a template, not a pod: it has no address and stands for all pods of its workload.
+    pub template: bool,
+}
+
+impl Pod {
+    /// Reduces an API pod.
+    #[must_use]
+    pub fn from_api(o: &core::Pod) -> Self {
+        let meta = &o.metadata;
+        let name = Name::new(meta.namespace.as_deref().unwrap_or("default"), meta.name.as_deref().unwrap_or(""));
+        let spec = o.spec.as_ref();
+        let status = o.status.as_ref();
+        let labels = labels_of(meta.labels.as_ref());
+        let containers: Vec<&core::Container> = spec
+            .into_iter()
+            .flat_map(|s| {
+                let sidecars = s.init_containers.iter().flatten();
+                s.containers.iter().chain(sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always")))
+            })
+            .collect();
+        Self {
+            workload: workload(o, &name, &labels),
+            labels,
+            annotations: labels_of(meta.annotations.as_ref()),
+            node: spec.and_then(|s| s.node_name.as_deref()).map(Into::into),
+            host_network: spec.and_then(|s| s.host_network).unwrap_or(false),
+            addresses: status
+                .map(|s| {
+                    let all = s.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok());
+                    let mut all: Vec<IpAddr> = all.chain(s.pod_ip.iter().filter_map(|ip| ip.parse().ok())).collect();
+                    let mut seen = std::collections::BTreeSet::new();
+                    all.retain(|ip| seen.insert(*ip));
+                    all
+                })
+                .unwrap_or_default(),
+            ports: containers
+                .iter()
+                .flat_map(|c| c.ports.iter().flatten())
+                .filter_map(|p| {
+                    Some(ContainerPort {
+                        name: p.name.as_deref().unwrap_or("").into(),
+                        port: u16::try_from(p.container_port).ok()?,
+                        protocol: protocol(p.protocol.as_deref())?,
+                    })
+                })
+                .collect(),
+            containers: containers.iter().map(|c| c.name.as_str().into()).collect(),
+            phase: match status.and_then(|s| s.phase.as_deref()) {
+                Some("Pending") => Phase::Pending,
+                Some("Running") | None => Phase::Running,
+                Some("Succeeded") => Phase::Succeeded,
+                Some("Failed") => Phase::Failed,
+                Some(_) => Phase::Unknown,
+            },
+            started: status
+                .and_then(|s| s.start_time.as_ref())
+                .or(meta.creation_timestamp.as_ref())
+                .map(|t| t.0.as_second()),
+            template: false,
+            name,
+        }
+    }
+}
+
+/// `TCP`, `UDP`, `SCTP`, or the default where absent; `None` for anything else.
+#[must_use]
+pub fn protocol(text: Option<&str>) -> Option<Protocol> {
+    match text {
+        None | Some("" | "TCP") => Some(Protocol::Tcp),
+        Some("UDP") => Some(Protocol::Udp),
+        Some("SCTP") => Some(Protocol::Sctp),
+        Some(_) => None,
+    }
+}
+
+/// Labels as Weir keeps them.
+#[must_use]
+pub fn labels_of(map: Option<&BTreeMap<String, String>>) -> Labels {
+    map.into_iter().flatten().map(|(k, v)| (k.as_str().into(), v.as_str().into())).collect()
+}
+
+/// The owner by `metadata.ownerReferences`; a ReplicaSet whose name ends in the pod-template-hash is its Deployment's.
+/// A pod without an owner but with that hash in its name (a manifest copied without ownerReferences) likewise.
+fn workload(o: &core::Pod, pod: &Name, labels: &Labels) -> Workload {
+    let hash = labels.get("pod-template-hash");
+    let deployment_of = |set: &str| hash.and_then(|h| set.strip_suffix(&**h)?.strip_suffix('-').map(Arc::<str>::from));
+    let owners = o.metadata.owner_references.iter().flatten();
+    let owner = owners.clone().find(|r| r.controller == Some(true)).or_else(|| owners.clone().next());
+    let (kind, name): (&str, Arc<str>) = match owner {
+        Some(r) if r.kind == "ReplicaSet" => match deployment_of(&r.name) {
+            Some(name) => ("Deployment", name),
+            None => ("ReplicaSet", r.name.as_str().into()),
+        },
+        Some(r) => (r.kind.as_str(), r.name.as_str().into()),
+        None => match pod.name.rsplit_once('-').and_then(|(set, _)| deployment_of(set)) {
+            Some(name) => ("Deployment", name),
+            None => ("Pod", pod.name.clone()),
+        },
+    };
+    Workload { namespace: pod.namespace.clone(), kind: kind.into(), name }
+}

@@ -1,0 +1,9 @@
+//! Weir's pure core: cluster objects and kernel observations in, verdicts out.
+//!
+//! No I/O, no clock, no async, no unsafe code: every input carries its time, every output is a value, so the same inputs in
+//! the same order give the same outputs, byte for byte. Modules in reading order; a file uses only those above it.
+#![forbid(unsafe_code)]
+
+pub mod cluster;
+pub mod policy;
+pub mod words;
