@@ -1,3 +1,6 @@
 //! The agent: probes, cluster objects, outputs and command line around the pure engine.
 
+pub mod cli;
 pub mod cluster;
+pub mod outputs;
+pub mod run;
