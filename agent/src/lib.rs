@@ -3,4 +3,5 @@
 pub mod cli;
 pub mod cluster;
 pub mod outputs;
+pub mod probes;
 pub mod run;

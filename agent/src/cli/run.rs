@@ -12,7 +12,7 @@ use weir_engine::engine::{Settings, WATCHED_PORTS};
 use super::Exit;
 use crate::outputs::log::{self, LogFormat};
 use crate::outputs::socket;
-use crate::run::{self, Config, record};
+use crate::run::{self, Config, Kernel, record};
 
 /// Watches the connections of this kernel, judges them against NetworkPolicies and what the mesh needs, and serves the result
 /// as metrics, pages and to `weir status`. Needs root, or the capabilities that `weir doctor` names.
@@ -77,7 +77,7 @@ impl Run {
             .enable_all()
             .build()
             .context("cannot start the event loop")?;
-        runtime.block_on(run::run(config, observe))?;
+        runtime.block_on(run::run(config, |settings| Ok(Kernel::load(settings.watched_ports.iter().copied())?)))?;
         Ok(Exit::Fine)
     }
 }
@@ -86,22 +86,4 @@ impl Run {
 pub fn duration(text: &str) -> Result<Duration, String> {
     let span: jiff::SignedDuration = text.parse().map_err(|_| "not a time; try 90s, 5m or 1h".to_owned())?;
     Duration::try_from(span).map_err(|_| "a time cannot be negative".to_owned())
-}
-
-fn observe(_settings: &Settings) -> anyhow::Result<None0> {
-    anyhow::bail!("no probes")
-}
-use weir_engine::observation::Observation;
-/// x
-pub struct None0;
-impl run::Observer for None0 {
-    async fn next(&mut self, _batch: &mut Vec<Observation>) -> anyhow::Result<()> {
-        std::future::pending().await
-    }
-    fn probes(&self) -> Vec<crate::outputs::ProbeView> {
-        vec![]
-    }
-    fn lost(&mut self) -> Vec<(&'static str, u64)> {
-        vec![]
-    }
 }

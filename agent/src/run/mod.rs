@@ -2,6 +2,7 @@
 
 mod clock;
 mod event_loop;
+mod kernel;
 pub mod record;
 
 use std::future::Future;
@@ -22,6 +23,7 @@ use crate::outputs::{Views, http};
 
 pub use clock::Clock;
 pub use event_loop::{EventLoop, Observer};
+pub use kernel::Kernel;
 pub use record::Recorder;
 
 /// How often manifests are looked at.
