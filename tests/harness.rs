@@ -49,11 +49,24 @@ fn drive_states(mesh: &Mesh, fixture: &Fixture) -> Result<Vec<String>> {
             if result.outcome.reachable() != (expected.verdict == Verdict::Allowed) {
                 wrong.push(format!(
                     "{} {} {}: {} -> {} at {} is {:?}, got {}",
-                    fixture.name, state.name, flow.id, flow.from, flow.to, result.dialled, expected.verdict, result.outcome
+                    fixture.name,
+                    state.name,
+                    flow.id,
+                    flow.from,
+                    flow.to,
+                    result.dialled,
+                    expected.verdict,
+                    result.outcome
                 ));
             }
         }
-        println!("  {} {}: {} flows, policies in {applied:?}, all in {:?}", fixture.name, state.name, flows.len(), started.elapsed());
+        println!(
+            "  {} {}: {} flows, policies in {applied:?}, all in {:?}",
+            fixture.name,
+            state.name,
+            flows.len(),
+            started.elapsed()
+        );
     }
     Ok(wrong)
 }

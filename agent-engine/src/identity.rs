@@ -191,7 +191,7 @@ impl Identity {
     fn pod(&mut self, cluster: &Cluster, name: &Name, now: Time) {
         // hostNetwork pods share their node's address; pods that ended have given theirs back.
         let live = cluster.pod(name).filter(|p| !p.host_network && !has_ended(p.phase));
-        let new: Vec<IpAddr> = live.map(|p| p.addresses.clone()).unwrap_or_default();
+        let new: Vec<IpAddr> = live.map(|p| p.addresses.to_vec()).unwrap_or_default();
         let old = self.addresses.remove(name);
         if let Some((addresses, workload)) = &old {
             for address in addresses.iter().filter(|a| !new.contains(a)) {
