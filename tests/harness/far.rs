@@ -78,7 +78,7 @@ impl FarLinks {
         })?;
         let mut batch = format!("link set {name} addrgenmode none up\n");
         let plan = &topology.plan;
-        let pods = plan.pods.iter().filter(|pod| pod.node == node).flat_map(|pod| &pod.addresses);
+        let pods = plan.pods_of(node).flat_map(|pod| &pod.addresses);
         for address in plan.nodes[node].addresses.iter().chain(pods) {
             let source = source(topology, host, crate::ipv6::Family::of(*address));
             let _ = writeln!(batch, "route add {} dev {name}{source}", host_prefix(*address));

@@ -8,7 +8,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::Value;
 
 use crate::clients::{Attempt, Attempted};
-use crate::cni::{self, Enforcement};
+use crate::cni::{self, Denials, Enforcement};
 use crate::drive::{self, DriveOptions, Steering};
 use crate::far::{FarAnswer, FarLinks};
 use crate::fixture::{End, Fixture, Flow, Protocol};
@@ -80,6 +80,11 @@ impl Mesh {
         cni::remove(&self.topology)
     }
 
+    /// Which pods' policies have denied packets since [`Mesh::apply_policies`], and on which side.
+    pub fn denials(&self) -> Result<Vec<Denials>> {
+        cni::denials(&self.topology)
+    }
+
     /// Drives flows with real packets, as many at once as possible, and returns their results in the same order.
     pub fn drive(&self, flows: &[Flow], options: &DriveOptions) -> Result<Vec<FlowResult>> {
         drive::drive(self, flows, options)
@@ -104,6 +109,11 @@ impl Mesh {
     /// The addresses of an end.
     pub fn addresses(&self, end: &End) -> Result<&[IpAddr]> {
         Ok(self.topology.plan.addresses(self.host(end)?))
+    }
+
+    /// The name of the host an end lives in, as [`FlowResult::reached`] has it.
+    pub fn host_name(&self, end: &End) -> Result<String> {
+        Ok(self.topology.plan.name(self.host(end)?))
     }
 
     /// Starts a server on a port of a pod, node or the outside, if none is there.

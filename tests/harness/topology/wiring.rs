@@ -29,7 +29,14 @@ const SETTINGS: [(&str, &str); 7] = [
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
 ];
-const FORWARDING: [(&str, &str); 2] = [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
+/// Nodes forward, and never hold back an ICMP error: a reject must not depend on how many came before it.
+const FORWARDING: [(&str, &str); 5] = [
+    ("ipv4/ip_forward", "1"),
+    ("ipv6/conf/all/forwarding", "1"),
+    ("ipv4/icmp_ratemask", "0"),
+    ("ipv6/icmp/ratelimit", "0"),
+    ("ipv6/icmp/ratemask", "255"),
+];
 
 /// A veth pair, both ends by host, device name and hardware address.
 struct Link {
@@ -154,7 +161,7 @@ fn reach(topology: &Topology, host: Host, peer: Host, device: &str, peer_mac: &s
         let _ = writeln!(batch, "route add {} dev {device}{source}", host_prefix(*address));
     }
     let Host::Node(node) = peer else { return };
-    for address in plan.pods.iter().filter(|pod| pod.node == node).flat_map(|pod| &pod.addresses) {
+    for address in plan.pods_of(node).flat_map(|pod| &pod.addresses) {
         let family = Family::of(*address);
         if let Some(via) = plan.address(peer, family) {
             let source = source(topology, host, family);
