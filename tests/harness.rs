@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -285,30 +285,44 @@ fn ground_truth(fixtures: &[Fixture], options: DriveOptions) -> Result<()> {
     for fixture in fixtures {
         by_cluster.entry(fixture.cluster_file.clone()).or_default().push(fixture);
     }
+    let groups: Vec<_> = by_cluster.into_values().collect();
     let mut wrong = Vec::new();
-    for fixtures in by_cluster.values() {
-        let started = Instant::now();
-        let flows: Vec<Flow> = fixtures.iter().flat_map(|fixture| fixture.flows.clone()).collect();
-        let mesh = Mesh::with(&fixtures[0].cluster, &flows, &MeshOptions::default())?;
-        let up = started.elapsed();
-        ensure!(up < Duration::from_secs(10), "{} took {up:?} to come up", fixtures[0].name);
-        for fixture in fixtures {
-            let flows = carried(&mesh, fixture, &options);
-            mesh.remove_policies()?;
-            for (flow, result) in flows.iter().zip(mesh.drive(&flows, &options)?) {
-                if !result.outcome.reachable() || !reached_right(&mesh, flow, &result) {
-                    wrong.push(format!("{} without policies: {result:?}", fixture.name));
-                }
-            }
-            for state in &fixture.states {
-                mesh.apply_policies(&state.policies, Enforcement::Drop)?;
-                wrong.extend(check(&mesh, fixture, state, &mesh.drive(&flows, &options)?)?);
-                println!("{} {}: {} flows, up in {up:?}", fixture.name, state.name, flows.len());
-            }
-        }
+    // Nearly all of the time is spent waiting for what does not come, so several meshes wait side by side.
+    for side_by_side in groups.chunks(4) {
+        let found: Result<Vec<_>> = std::thread::scope(|scope| {
+            let running: Vec<_> =
+                side_by_side.iter().map(|fixtures| scope.spawn(|| drive_cluster(fixtures, &options))).collect();
+            running.into_iter().map(|it| it.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+        });
+        wrong.extend(found?.concat());
     }
     ensure!(wrong.is_empty(), "{} differences from the fixtures:\n{}", wrong.len(), wrong.join("\n"));
     Ok(())
+}
+
+/// All states of the fixtures of one cluster file.
+fn drive_cluster(fixtures: &[&Fixture], options: &DriveOptions) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    let started = Instant::now();
+    let flows: Vec<Flow> = fixtures.iter().flat_map(|fixture| fixture.flows.clone()).collect();
+    let mesh = Mesh::with(&fixtures[0].cluster, &flows, &MeshOptions::default())?;
+    let up = started.elapsed();
+    ensure!(up < Duration::from_secs(10), "{} took {up:?} to come up", fixtures[0].name);
+    for fixture in fixtures {
+        let flows = carried(&mesh, fixture, options);
+        mesh.remove_policies()?;
+        for (flow, result) in flows.iter().zip(mesh.drive(&flows, options)?) {
+            if !result.outcome.reachable() || !reached_right(&mesh, flow, &result) {
+                wrong.push(format!("{} without policies: {result:?}", fixture.name));
+            }
+        }
+        for state in &fixture.states {
+            mesh.apply_policies(&state.policies, Enforcement::Drop)?;
+            wrong.extend(check(&mesh, fixture, state, &mesh.drive(&flows, options)?)?);
+            println!("{} {}: {} flows, up in {up:?}", fixture.name, state.name, flows.len());
+        }
+    }
+    Ok(wrong)
 }
 
 /// Compares results with a state's verdicts, and the counters of the rules with the sides that deny.
