@@ -1,3 +1,4 @@
-//! The agent.
+//! The agent: probes, cluster objects, outputs and command line around the pure engine.
 
+pub mod cli;
 pub mod probes;
