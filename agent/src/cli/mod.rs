@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand. Data goes to standard output, everything else to standard error; the exit code
 //! says whether all is fine (0), something was found (1), or it could not be told (2).
 
+pub mod doctor;
 mod out;
 mod replay;
 mod run;
