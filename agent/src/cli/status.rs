@@ -72,12 +72,12 @@ fn needs_attention(state: State) -> bool {
     }
 }
 
-/// Findings outweigh doubt, doubt outweighs silence.
+/// Findings outweigh doubt, doubt outweighs silence. Where nothing is known, nothing is fine.
 fn judge(view: &View) -> Exit {
     let states = || view.snapshot.pairs.iter().map(|p| p.state);
     if states().any(|s| needs_attention(s) && s != State::Unknown) {
         Exit::Findings
-    } else if view.not_ready().is_some() || states().any(|s| s == State::Unknown) {
+    } else if view.not_ready().is_some() || view.snapshot.pairs.is_empty() || states().any(|s| s == State::Unknown) {
         Exit::Failed
     } else {
         Exit::Fine
@@ -99,6 +99,7 @@ fn page(view: &View, all: bool) -> String {
                 table::text(&policies(pair)),
             ]);
         }
+        table::keep_whole(&mut table, &[0, 1, 3, 4]);
         out.push_str(&table::lines(&table));
         out.push('\n');
     }

@@ -1,23 +1,40 @@
 //! Tables for people: aligned, wrapped at 100 columns, the same in a pipe.
 
 use anstyle::{AnsiColor, Style};
-use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
+use comfy_table::{Cell, ColumnConstraint, ContentArrangement, Table, presets};
 use weir_engine::verdict::State;
 
 use crate::outputs::text::clean;
 
 /// Columns of a line.
 const WIDTH: u16 = 100;
+/// Columns of a cell that is never wrapped.
+const MAX_WHOLE: u16 = 32;
 
 /// A table with these headings.
 pub fn new(headings: &[&str]) -> Table {
+    let mut table = plain();
+    table.set_header(headings.iter().map(|h| h.to_uppercase()));
+    table
+}
+
+/// A table without headings.
+pub fn plain() -> Table {
     let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
     table
-        .load_preset(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_width(WIDTH)
-        .set_header(headings.iter().map(|h| Cell::new(h.to_uppercase()).add_attribute(Attribute::Reset)));
-    table
+}
+
+/// Keeps these columns from being wrapped, as long as they are not absurdly wide.
+pub fn keep_whole(table: &mut Table, columns: &[usize]) {
+    let widths = table.column_max_content_widths();
+    for &index in columns {
+        if widths.get(index).is_some_and(|w| *w <= MAX_WHOLE)
+            && let Some(column) = table.column_mut(index)
+        {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
 }
 
 /// Lines of a table, without the white space that fills the last column.
