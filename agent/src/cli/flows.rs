@@ -5,8 +5,9 @@ use clap::Args;
 use serde::Serialize;
 use weir_engine::requirement::{Catalogue, PortSource, Requirement, Role};
 
+use super::Exit;
 use super::out::{self, Output};
-use super::{Exit, table};
+use super::table::{Cell, Table};
 
 /// Lists the flows that a mesh needs, or explains one. With --symptom: which blocked flows look like that.
 #[derive(Debug, Args)]
@@ -67,19 +68,17 @@ impl Flows {
 }
 
 fn listing(flows: &[&Requirement], symptoms: bool) -> String {
-    let last = if symptoms { "symptom" } else { "purpose" };
-    let mut table = table::new(&["flow", "severity", "source → destination", "port", last]);
+    let mut table = Table::new(&["flow", "severity", "port", "source → destination"], 3);
     for flow in flows {
-        table.add_row([
-            table::text(&flow.id),
-            table::text(flow.severity.as_str()),
-            table::text(&format!("{} → {}", sources(flow), roles(&flow.destination))),
-            table::text(&format!("{}/{}", ports(flow), protocols(flow))),
-            table::text(if symptoms { &flow.symptom } else { &flow.purpose }),
-        ]);
+        let cells = [
+            Cell::from(&*flow.id),
+            flow.severity.as_str().into(),
+            format!("{}/{}", ports(flow), protocols(flow)).into(),
+            format!("{} → {}", sources(flow), roles(&flow.destination)).into(),
+        ];
+        table.row(cells, Some(if symptoms { &flow.symptom } else { &flow.purpose }));
     }
-    table::keep_whole(&mut table, &[0, 1]);
-    format!("{}\n`weir flows ID` explains one\n", table::lines(&table))
+    format!("{}\n`weir flows ID` explains one\n", table.render())
 }
 
 fn details(flow: &Requirement) -> String {
@@ -113,11 +112,11 @@ fn details(flow: &Requirement) -> String {
     if flow.configured {
         rows.push(("judged", "no: its ends are set by configuration that is not resolved yet".to_owned()));
     }
-    let mut table = table::plain();
+    let mut table = Table::plain();
     for (name, value) in rows {
-        table.add_row([table::text(name), table::text(&value)]);
+        table.row([Cell::from(name), value.into()], None);
     }
-    format!("{}\n{}", flow.id, table::lines(&table))
+    format!("{}\n{}", flow.id, table.render())
 }
 
 /// Every word occurs in what is seen when the flow is blocked; marks and letter case do not count.
