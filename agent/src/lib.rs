@@ -1,1 +1,4 @@
-//! The agent.
+//! The agent: probes, cluster objects, outputs and command line around the pure engine.
+
+pub mod cluster;
+pub mod probes;
