@@ -343,7 +343,7 @@ impl Attempts {
         let ids = self.flows.get(&key(dialled)).or_else(|| self.flows.get(&key(&e.tuple)))?;
         let ids = || ids.iter().filter_map(|id| Some((*id, self.open.get(id)?)));
         let port = dialled.source_port;
-        let by_port = ids().filter(|(_, o)| port != 0 && o.tuple.source_port == port).map(|(id, _)| id).last();
+        let by_port = ids().filter(|(_, o)| port != 0 && o.tuple.source_port == port).map(|(id, _)| id).next_back();
         by_port.or_else(|| {
             // The port is not known yet: the oldest attempt that waits for its drop and has just sent.
             let close = |id: &Id, o: &Open| {
