@@ -133,7 +133,9 @@ fn agent(view: View, path: &Path) -> Runtime {
     let context = runtime.enter();
     let socket = Socket::bind(path).unwrap();
     let views = serve(view);
-    runtime.spawn(async move { socket.serve(views).await });
+    runtime.spawn(async move {
+        socket.serve(views).await;
+    });
     drop(context);
     runtime
 }
