@@ -84,7 +84,7 @@ impl Rehearsal {
 
     /// Drives every flow of the fixture again and again until the agent reports what is right, at most for `patience`.
     pub fn compare(&self, state: &str, family: Family, patience: Duration) -> Result<Comparison> {
-        let options = DriveOptions { family, ..DriveOptions::default() };
+        let options = DriveOptions { family: Some(family), ..DriveOptions::default() };
         let flows: Vec<Flow> =
             self.fixture.flows.iter().filter(|f| self.mesh.cannot_carry(f, &options).is_none()).cloned().collect();
         let begin = Instant::now();
@@ -213,19 +213,23 @@ impl Comparison {
 /// A pair in one line.
 pub fn line(pair: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+    format!("{} {} {} {}", text(&pair["state"]), text(&pair["flow"]), ends(pair), text(&pair["why"]))
+}
+
+/// The ends of a pair, with the port: what clients dial, too, where that is another one.
+pub fn ends(pair: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     let end = |end: &Value| match end["namespace"].as_str() {
         Some("") | None => text(&end["workload"]),
         Some(namespace) => format!("{namespace}/{}", text(&end["workload"])),
     };
+    let dialled = pair["service_port"].as_u64().map(|port| format!("{port}→")).unwrap_or_default();
     format!(
-        "{} {} {} → {} {}/{} {}",
-        text(&pair["state"]),
-        text(&pair["flow"]),
+        "{} → {} {dialled}{}/{}",
         end(&pair["source"]),
         end(&pair["destination"]),
         pair["port"],
         text(&pair["protocol"]),
-        text(&pair["why"]),
     )
 }
 
