@@ -7,10 +7,13 @@
 mod admin;
 mod decide;
 mod decision;
+pub mod diff;
 mod explain;
+pub mod fix;
 mod index;
 mod lower;
 mod miss;
+mod patch;
 mod peer;
 mod profile;
 mod program;
