@@ -10,8 +10,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::decide::{Ending, decide};
+use super::open::{FlowKey, Id, Open, key};
 use super::{Attempt, JoinedDrop, Outcome};
-use crate::observation::{Accepted, AttemptEnd, AttemptStart, DropClass, Owner, PacketDrop, Retransmit, Tuple, UdpEnd};
+use crate::observation::{Accepted, AttemptEnd, AttemptStart, DropClass, PacketDrop, Retransmit, Tuple, UdpEnd};
 use crate::time::Time;
 use crate::words::Protocol;
 
@@ -20,36 +21,14 @@ pub(super) const JOIN: Duration = Duration::from_millis(50);
 /// How long an end waits for what may overtake it: [`JOIN`] and the way through the ring buffer.
 const HOLD: Duration = Duration::from_millis(100);
 /// A SYN that nobody answered for this long is reported, end or not.
-const SILENT: Duration = Duration::from_secs(3);
+pub(super) const SILENT: Duration = Duration::from_secs(3);
 /// An attempt whose end never came: longer than `tcp_syn_retries` 6 (127 s) allows.
 const EXPIRE: Duration = Duration::from_secs(150);
 /// How long a drop is remembered for attempts that end without one of their own.
 const REMEMBER: Duration = Duration::from_secs(150);
 
-/// Socket address and start.
-type Id = (Time, u64);
-/// Source, destination, destination port, protocol: a connection without its source port.
-type FlowKey = (IpAddr, IpAddr, u16, Protocol);
-
-#[derive(Clone, Debug)]
-struct Open {
-    tuple: Tuple,
-    /// Under which it is indexed.
-    flow: FlowKey,
-    /// The start was seen, so the age and the owner are known.
-    start_seen: bool,
-    last_sent: Time,
-    retransmits: u32,
-    owner: Option<Owner>,
-    netns: u32,
-    dropped: Option<JoinedDrop>,
-    translated: Option<Tuple>,
-    /// A drop waits to be reported.
-    report_drop_at: Option<Time>,
-    silence_reported: bool,
-    ending: Option<(Ending, Time)>,
-    due: Time,
-}
+/// A UDP socket that lived shorter than this without an answer was not waiting for one.
+const ASKED_FOR_A_ROUTE: Duration = Duration::from_millis(200);
 
 /// All open attempts, bounded.
 #[derive(Clone, Debug)]
@@ -60,6 +39,8 @@ pub struct Attempts {
     sockets: BTreeMap<u64, Time>,
     flows: BTreeMap<FlowKey, BTreeSet<Id>>,
     timers: BTreeSet<(Time, Id)>,
+    /// Established attempts that wait for their listener, by source and port.
+    established: BTreeMap<(IpAddr, u16), Id>,
     /// Drops that were reported on their own, by full tuple, so that a retransmit is not counted as a new attempt.
     seen: BTreeMap<(FlowKey, u16), Time>,
     /// The newest policy-class drop of each flow.
@@ -78,6 +59,7 @@ impl Attempts {
             sockets: BTreeMap::new(),
             flows: BTreeMap::new(),
             timers: BTreeSet::new(),
+            established: BTreeMap::new(),
             seen: BTreeMap::new(),
             drops: BTreeMap::new(),
             ready: VecDeque::new(),
@@ -165,6 +147,9 @@ impl Attempts {
             }
             Ending::GaveUp { .. } => true,
         };
+        if matches!(ending, Ending::Established { .. }) {
+            self.established.insert((open.tuple.source, open.tuple.source_port), id);
+        }
         open.ending = Some((ending, now.plus(HOLD)));
         if certain { self.finish(&id) } else { self.reschedule(&id) }
     }
@@ -172,15 +157,11 @@ impl Attempts {
     /// A listener of this machine completed a handshake: tells where a client's connection was translated to, or is an attempt
     /// from elsewhere.
     pub fn accepted(&mut self, e: &Accepted) {
-        let from_here = self.open.iter().rev().find(|(_, open)| {
-            matches!(open.ending, Some((Ending::Established { .. }, _)))
-                && open.tuple.source == e.tuple.source
-                && open.tuple.source_port == e.tuple.source_port
-                && open.translated.is_none_or(|t| t.destination == e.tuple.destination)
-        });
-        if let Some(id) = from_here.map(|(id, _)| *id) {
+        let from_here = self.established.remove(&(e.tuple.source, e.tuple.source_port));
+        if let Some(id) = from_here {
             if let Some(open) = self.open.get_mut(&id) {
                 open.translate(&e.tuple);
+                open.accepted = true;
             }
             self.finish(&id);
         } else {
@@ -199,6 +180,7 @@ impl Attempts {
                 owner: None,
                 netns: 0,
                 latency: None,
+                accepted: true,
             });
         }
     }
@@ -251,6 +233,7 @@ impl Attempts {
             owner: None,
             netns: 0,
             latency: None,
+            accepted: false,
         });
     }
 
@@ -266,12 +249,15 @@ impl Attempts {
             (false, 13, None) => Outcome::Rejected,
             (false, 113 | 101, None) => Outcome::Unreachable,
             (false, _, Some(_)) => Outcome::Dropped,
+            // Resolvers connect a socket to be asked for a route, and release it at once.
+            (false, 0, None) if e.created != Time(0) && e.at.since(e.created) < ASKED_FOR_A_ROUTE => Outcome::Cancelled,
             (false, _, None) => Outcome::NoReply,
         };
         let joined = known.filter(|_| !e.replied).cloned();
+        let started = if e.created == Time(0) { e.at } else { e.created };
         self.ready.push_back(Attempt {
-            started: e.at,
-            last_sent: e.at,
+            started,
+            last_sent: started,
             at: joined.as_ref().map_or(e.at, |(d, _)| d.at),
             dialled: e.tuple,
             translated: joined.as_ref().and_then(|(_, t)| *t),
@@ -285,6 +271,7 @@ impl Attempts {
             owner: Some(e.owner.clone()),
             netns: e.netns,
             latency: None,
+            accepted: false,
         });
     }
 
@@ -336,7 +323,7 @@ impl Attempts {
         let ids = self.flows.get(&key(dialled)).or_else(|| self.flows.get(&key(&e.tuple)))?;
         let ids = || ids.iter().filter_map(|id| Some((*id, self.open.get(id)?)));
         let port = dialled.source_port;
-        let by_port = ids().filter(|(_, o)| port != 0 && o.tuple.source_port == port).map(|(id, _)| id).last();
+        let by_port = ids().filter(|(_, o)| port != 0 && o.tuple.source_port == port).map(|(id, _)| id).next_back();
         by_port.or_else(|| {
             // The port is not known yet: the oldest attempt that waits for its drop and has just sent.
             let close = |id: &Id, o: &Open| {
@@ -428,6 +415,10 @@ impl Attempts {
             self.sockets.remove(&id.1);
         }
         self.unindex(&open.flow, id);
+        let client = (open.tuple.source, open.tuple.source_port);
+        if self.established.get(&client) == Some(id) {
+            self.established.remove(&client);
+        }
         Some(open)
     }
 
@@ -466,60 +457,4 @@ impl Attempts {
         }
         self.timers.insert((due, *id));
     }
-}
-
-impl Open {
-    fn new(tuple: Tuple, started: Time, netns: u32, owner: Option<Owner>) -> Self {
-        Self {
-            flow: key(&tuple),
-            tuple,
-            start_seen: true,
-            last_sent: started,
-            retransmits: 0,
-            owner,
-            netns,
-            dropped: None,
-            translated: None,
-            report_drop_at: None,
-            silence_reported: false,
-            ending: None,
-            due: started.plus(SILENT),
-        }
-    }
-
-    fn translate(&mut self, to: &Tuple) {
-        if to.destination != self.tuple.destination || to.destination_port != self.tuple.destination_port {
-            self.translated = Some(*to);
-        }
-    }
-
-    fn drop_outcome(&self) -> Outcome {
-        match self.dropped.as_ref().map(|d| d.class) {
-            Some(DropClass::Route | DropClass::Neighbour) => Outcome::Unreachable,
-            _ => Outcome::Dropped,
-        }
-    }
-
-    fn attempt(&self, id: &Id, outcome: Outcome, at: Time, provisional: bool) -> Attempt {
-        Attempt {
-            started: id.0,
-            last_sent: self.last_sent,
-            at,
-            dialled: self.tuple,
-            translated: self.translated,
-            outcome,
-            provisional,
-            dropped: self.dropped.clone(),
-            icmp: None,
-            error: 0,
-            retransmits: self.retransmits,
-            owner: self.owner.clone(),
-            netns: self.netns,
-            latency: None,
-        }
-    }
-}
-
-fn key(t: &Tuple) -> FlowKey {
-    (t.source, t.destination, t.destination_port, t.protocol)
 }
