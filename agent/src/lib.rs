@@ -1,1 +1,3 @@
-//! The agent.
+//! The agent: probes, cluster objects, outputs and command line around the pure engine.
+
+pub mod cluster;
