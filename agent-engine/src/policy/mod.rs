@@ -6,6 +6,7 @@
 
 mod decision;
 mod explain;
+pub mod lint;
 mod profile;
 
 pub use decision::*;
