@@ -1,11 +1,16 @@
 //! One connection attempt, joined from everything that was seen of it.
 
+mod decide;
 mod outcome;
+mod table;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
 pub use outcome::Outcome;
 use serde::{Deserialize, Serialize};
+pub use table::Attempts;
 
 use crate::observation::{DropClass, Owner, Tuple};
 use crate::time::Time;

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Manifests, Problem, Severity, parse};
+use super::{Keep, Manifests, Problem, Severity, parse};
 
 /// Bytes read of one file. The API server refuses objects beyond 3 MiB; a cluster dump is larger.
 pub const MAX_FILE_BYTES: u64 = 128 << 20;
@@ -69,9 +69,9 @@ impl File {
     ///
     /// # Errors
     /// When it was named on the command line and can't be read. A file found in a folder gives a [`Problem`] instead.
-    pub fn read(&self) -> Result<Manifests, SourceError> {
+    pub fn read(&self, keep: Keep) -> Result<Manifests, SourceError> {
         match self.bytes() {
-            Ok(bytes) => Ok(parse(&self.name, &bytes)),
+            Ok(bytes) => Ok(parse(&self.name, &bytes, keep)),
             Err(source) if self.named => {
                 Err(SourceError::Unreadable { path: self.path.clone().unwrap_or_else(|| "-".into()), source })
             }

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use weir_engine::cluster::Object;
 
-use super::{Manifests, Severity, load, parse};
+use super::{Keep, Manifests, Severity, load, parse};
 
 fn read(text: &str) -> Manifests {
-    parse(&"f.yaml".into(), text.as_bytes())
+    parse(&"f.yaml".into(), text.as_bytes(), Keep::Object)
 }
 
 fn keys(manifests: &Manifests) -> Vec<String> {
@@ -87,9 +87,9 @@ fn what_is_wrong_is_said_where_it_is() {
 
 #[test]
 fn text_that_is_not_utf8_is_refused_with_its_line() {
-    let found = parse(&"f.yaml".into(), b"kind: A\nname: \xff\n");
+    let found = parse(&"f.yaml".into(), b"kind: A\nname: \xff\n", Keep::Object);
     assert_eq!(problems(&found), ["f.yaml:2: not UTF-8 text"]);
-    let found = parse(&"f.yaml".into(), b"\xff\xfek\0i\0");
+    let found = parse(&"f.yaml".into(), b"\xff\xfek\0i\0", Keep::Object);
     assert!(problems(&found)[0].contains("UTF-16"));
 }
 

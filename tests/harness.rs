@@ -1,0 +1,3 @@
+//! The harness held against its own fixtures, without the engine.
+
+fn main() {}
