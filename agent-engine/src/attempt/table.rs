@@ -60,6 +60,8 @@ pub struct Attempts {
     sockets: BTreeMap<u64, Time>,
     flows: BTreeMap<FlowKey, BTreeSet<Id>>,
     timers: BTreeSet<(Time, Id)>,
+    /// Established attempts that wait for their listener, by source and port.
+    established: BTreeMap<(IpAddr, u16), Id>,
     /// Drops that were reported on their own, by full tuple, so that a retransmit is not counted as a new attempt.
     seen: BTreeMap<(FlowKey, u16), Time>,
     /// The newest policy-class drop of each flow.
@@ -78,6 +80,7 @@ impl Attempts {
             sockets: BTreeMap::new(),
             flows: BTreeMap::new(),
             timers: BTreeSet::new(),
+            established: BTreeMap::new(),
             seen: BTreeMap::new(),
             drops: BTreeMap::new(),
             ready: VecDeque::new(),
@@ -165,6 +168,9 @@ impl Attempts {
             }
             Ending::GaveUp { .. } => true,
         };
+        if matches!(ending, Ending::Established { .. }) {
+            self.established.insert((open.tuple.source, open.tuple.source_port), id);
+        }
         open.ending = Some((ending, now.plus(HOLD)));
         if certain { self.finish(&id) } else { self.reschedule(&id) }
     }
@@ -172,13 +178,8 @@ impl Attempts {
     /// A listener of this machine completed a handshake: tells where a client's connection was translated to, or is an attempt
     /// from elsewhere.
     pub fn accepted(&mut self, e: &Accepted) {
-        let from_here = self.open.iter().rev().find(|(_, open)| {
-            matches!(open.ending, Some((Ending::Established { .. }, _)))
-                && open.tuple.source == e.tuple.source
-                && open.tuple.source_port == e.tuple.source_port
-                && open.translated.is_none_or(|t| t.destination == e.tuple.destination)
-        });
-        if let Some(id) = from_here.map(|(id, _)| *id) {
+        let from_here = self.established.remove(&(e.tuple.source, e.tuple.source_port));
+        if let Some(id) = from_here {
             if let Some(open) = self.open.get_mut(&id) {
                 open.translate(&e.tuple);
             }
@@ -428,6 +429,10 @@ impl Attempts {
             self.sockets.remove(&id.1);
         }
         self.unindex(&open.flow, id);
+        let client = (open.tuple.source, open.tuple.source_port);
+        if self.established.get(&client) == Some(id) {
+            self.established.remove(&client);
+        }
         Some(open)
     }
 
