@@ -5,6 +5,7 @@
 //! came of each. Everything is written from the Kubernetes specifications; no code of the engine is used, so that the
 //! two can be held against each other.
 
+pub mod agent;
 pub mod clients;
 pub mod cni;
 pub mod dns;
@@ -16,9 +17,11 @@ pub mod mesh;
 pub mod netns;
 pub mod objects;
 pub mod outcome;
+pub mod rehearsal;
 pub mod servers;
 pub mod topology;
 
+pub use agent::{Agent, AgentOptions};
 pub use clients::{Attempt, Attempted, Waiting};
 pub use cni::Enforcement;
 pub use drive::DriveOptions;
@@ -28,3 +31,4 @@ pub use ipv6::Family;
 pub use mesh::{Mesh, MeshOptions};
 pub use objects::Objects;
 pub use outcome::{FlowResult, Outcome};
+pub use rehearsal::{Comparison, Rehearsal};
