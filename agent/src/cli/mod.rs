@@ -1,6 +1,8 @@
 //! The command line: one file per subcommand. Data goes to standard output, everything else to standard error; the exit code
 //! says whether all is fine (0), something was found (1), or it could not be told (2).
 
+mod check;
+mod manifests;
 mod out;
 mod replay;
 mod run;
@@ -27,6 +29,8 @@ const EXIT_CODES: &str = "Exit codes: 0 all required flows fine, 1 findings, 2 c
 enum Command {
     /// Run the agent: watch this kernel's connections and judge them
     Run(run::Run),
+    /// Judge manifests before they are applied
+    Check(check::Check),
     /// Show what the agent on this node knows of the required flows
     Status(status::Status),
     /// Feed a recording of `weir run --record` to the engine again
@@ -56,6 +60,7 @@ pub fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let ended = match command {
         Command::Run(command) => command.run(),
+        Command::Check(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Replay(command) => command.run(),
     };
