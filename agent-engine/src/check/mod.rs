@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use mutation::{Mutation, Need, RuleMutation};
+pub use pairs::judge_all;
 pub use report::{
     Brief, Case, Counts, Finding, InstanceView, PairReport, Report, SeverityCount, SideKind, VERSION, Verdict, instance,
 };
@@ -20,7 +21,7 @@ pub use report::{
 use crate::cluster::{Change, Cluster, Key, Kind, Object, Origin};
 use crate::identity::Identity;
 use crate::policy::lint::{Level, Lint, LintId, RuleKey, lint};
-use crate::policy::{Policies, Profile, Side, Tier};
+use crate::policy::{Miss, Policies, Profile, Side, Tier, Why};
 use crate::requirement::{Catalogue, Pair, PairKey, Resolver};
 use crate::snapshot::ObjectCount;
 use crate::time::Time;
@@ -126,14 +127,14 @@ fn used(pairs: &[PairReport]) -> BTreeSet<RuleKey> {
 
 /// Lints, each with the required flows that it stands in the way of. What is merely unusual, and blocks one, is a warning.
 fn findings(lints: Vec<Lint>, pairs: &[PairReport]) -> Vec<Finding> {
-    let mut near: BTreeMap<RuleKey, BTreeMap<Option<usize>, BTreeSet<Arc<str>>>> = BTreeMap::new();
+    let mut near: BTreeMap<RuleKey, Vec<(&Miss, &Arc<str>)>> = BTreeMap::new();
     for pair in pairs.iter().filter(|p| p.verdict == Verdict::Denied) {
         for (direction, side) in pair.cases.iter().flat_map(Case::sides) {
             let Side::NotAdmitted { selecting } = side else { continue };
             for selecting in selecting {
-                for miss in selecting.misses.iter().filter(|m| m.port_matches || m.peer.is_none()) {
+                for miss in &selecting.misses {
                     let rule = (selecting.policy.clone(), direction, miss.rule);
-                    near.entry(rule).or_default().entry(miss.peer).or_default().insert(pair.flow.clone());
+                    near.entry(rule).or_default().push((miss, &pair.flow));
                 }
             }
         }
@@ -141,19 +142,16 @@ fn findings(lints: Vec<Lint>, pairs: &[PairReport]) -> Vec<Finding> {
     let mut found: Vec<Finding> = lints
         .into_iter()
         .map(|mut lint| {
-            let blocks: BTreeSet<Arc<str>> = match (lint.direction, lint.rule) {
-                (Some(direction), Some(rule)) => {
-                    let rules = near.get(&(lint.policy.clone(), direction, rule)).into_iter().flatten();
-                    let here = rules.filter(|(peer, _)| lint.peer.is_none() || **peer == lint.peer);
-                    here.flat_map(|(_, flows)| flows.iter().cloned()).collect()
-                }
-                _ => BTreeSet::new(),
-            };
-            let explains = explains(lint.id) && !blocks.is_empty();
-            if explains {
+            let rule = lint.direction.zip(lint.rule).map(|(direction, rule)| (lint.policy.clone(), direction, rule));
+            let misses = rule.and_then(|rule| near.get(&rule)).into_iter().flatten();
+            let here = misses.filter(|(miss, _)| lint.peer.is_none() || miss.peer == lint.peer);
+            let blocks: BTreeSet<&Arc<str>> =
+                here.filter(|(m, _)| explains(lint.id, m)).map(|(_, flow)| *flow).collect();
+            if !blocks.is_empty() {
                 lint.level = lint.level.min(Level::Warning);
             }
-            Finding { lint, blocks: if explains { blocks.into_iter().collect() } else { Vec::new() } }
+            let blocks = blocks.into_iter().cloned().collect();
+            Finding { lint, blocks }
         })
         .collect();
     found.sort_by(|a, b| {
@@ -162,27 +160,16 @@ fn findings(lints: Vec<Lint>, pairs: &[PairReport]) -> Vec<Finding> {
     found
 }
 
-/// Lints that tell why a rule does not admit, as opposed to how it is written.
-fn explains(id: LintId) -> bool {
-    match id {
-        LintId::Invalid
-        | LintId::NamespaceLabelUnknown
-        | LintId::PeerNoNamespace
-        | LintId::PeerOwnNamespace
-        | LintId::PeerNoPod
-        | LintId::PeerHostNetwork
-        | LintId::ServicePort
-        | LintId::PortNameUnknown => true,
-        LintId::RulesIgnored
-        | LintId::PolicyTypesIngress
-        | LintId::PolicyTypesEgress
-        | LintId::SelectsNothing
-        | LintId::SelectsHostNetwork
-        | LintId::OrNotAnd
-        | LintId::SplitRule
-        | LintId::PortsOnly
-        | LintId::EmptyPeerList
-        | LintId::IsolatesAlone
-        | LintId::RuleUnused => false,
+/// Whether the lint is why the rule misses: without it the rule would admit.
+fn explains(id: LintId, miss: &Miss) -> bool {
+    match (id, &miss.why) {
+        (LintId::ServicePort, Why::ServicePort { .. })
+        | (LintId::PortNameUnknown, Why::PortName { .. })
+        | (LintId::Invalid, Why::Invalid { .. }) => true,
+        (LintId::NamespaceLabelUnknown | LintId::PeerNoNamespace, Why::NamespaceLabel { .. })
+        | (LintId::PeerOwnNamespace, Why::OtherNamespace { .. })
+        | (LintId::PeerNoPod, Why::PodLabel { .. })
+        | (LintId::PeerHostNetwork, Why::NotAPod { .. }) => miss.port_matches,
+        _ => false,
     }
 }

@@ -4,25 +4,27 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::report::{Brief, Case, PairReport, Verdict, instance};
 use super::{Model, Options};
-use crate::policy::Flow;
+use crate::policy::{Endpoint, Flow};
 use crate::requirement::{End, Pair};
 use crate::snapshot::EndView;
+use crate::words::Protocol;
 
-pub(super) fn judge(model: &Model, pair: &Pair, options: &Options) -> PairReport {
+/// Judges concrete connections to one port, and puts together those that fare alike: how many there are, and the cases, what
+/// needs attention first.
+pub fn judge_all<'a>(
+    model: &Model,
+    instances: impl IntoIterator<Item = (&'a Endpoint, &'a Endpoint)>,
+    protocol: Protocol,
+    port: u16,
+    max_instances: usize,
+) -> (usize, Vec<Case>) {
     let mut cases: BTreeMap<(Verdict, Brief, Brief), Case> = BTreeMap::new();
-    let mut instances = 0;
-    for (source, destination) in pair.instances() {
-        instances += 1;
-        let flow = Flow {
-            source: source.clone(),
-            destination: destination.clone(),
-            protocol: pair.key.protocol,
-            port: pair.key.port,
-            dialled: None,
-        };
+    let mut count = 0;
+    for (source, destination) in instances {
+        count += 1;
+        let flow = Flow { source: source.clone(), destination: destination.clone(), protocol, port, dialled: None };
         let decision = model.policies.decide(&model.cluster, &flow);
-        let key = Brief::both(&decision);
-        let case = cases.entry(key).or_insert_with(|| Case {
+        let case = cases.entry(Brief::both(&decision)).or_insert_with(|| Case {
             verdict: decision.admission().into(),
             egress: decision.egress,
             ingress: decision.ingress,
@@ -30,11 +32,16 @@ pub(super) fn judge(model: &Model, pair: &Pair, options: &Options) -> PairReport
             instances: Vec::new(),
         });
         case.count += 1;
-        if case.instances.len() < options.max_instances {
+        if case.instances.len() < max_instances {
             case.instances.push(instance(source, destination));
         }
     }
-    let cases: Vec<Case> = cases.into_values().collect();
+    (count, cases.into_values().collect())
+}
+
+pub(super) fn judge(model: &Model, pair: &Pair, options: &Options) -> PairReport {
+    let (instances, cases) =
+        judge_all(model, pair.instances(), pair.key.protocol, pair.key.port, options.max_instances);
     let requirement = &pair.requirement;
     PairReport {
         verdict: cases.first().map_or(Verdict::Admitted, |c| c.verdict),

@@ -94,7 +94,8 @@ impl Reading {
     pub fn catalogue(&self) -> anyhow::Result<Catalogue> {
         let mut catalogue = Catalogue::built_in();
         for file in &self.flows {
-            let text = fs::read_to_string(file).with_context(|| format!("cannot read flows from {}", file.display()))?;
+            let text =
+                fs::read_to_string(file).with_context(|| format!("cannot read flows from {}", file.display()))?;
             catalogue.add(&text).with_context(|| format!("{} is no catalogue of flows", file.display()))?;
         }
         Ok(catalogue)

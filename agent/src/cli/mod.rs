@@ -2,6 +2,7 @@
 //! says whether all is fine (0), something was found (1), or it could not be told (2).
 
 mod check;
+mod explain;
 mod manifests;
 mod out;
 mod replay;
@@ -31,6 +32,8 @@ enum Command {
     Run(run::Run),
     /// Judge manifests before they are applied
     Check(check::Check),
+    /// Say what policies make of one connection, and why
+    Explain(explain::Explain),
     /// Show what the agent on this node knows of the required flows
     Status(status::Status),
     /// Feed a recording of `weir run --record` to the engine again
@@ -61,6 +64,7 @@ pub fn main() -> ExitCode {
     let ended = match command {
         Command::Run(command) => command.run(),
         Command::Check(command) => command.run(),
+        Command::Explain(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Replay(command) => command.run(),
     };

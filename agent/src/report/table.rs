@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
-use weir_engine::check::{Finding, Mutation, Need, PairReport, Verdict};
+use weir_engine::check::{Finding, InstanceView, Mutation, Need, PairReport, Verdict};
 use weir_engine::policy::lint::Level;
 use weir_engine::requirement::Severity;
 
@@ -78,6 +78,13 @@ impl Page {
                 }
             }
         }
+    }
+
+    /// A command to copy: broken, where it is too long for a line, as a shell takes it.
+    pub fn command(&mut self, command: &str, arguments: &str) {
+        let (command, arguments) = (clean(command), clean(arguments));
+        let between = if 3 + command.len() + arguments.len() > WIDTH { " \\\n      " } else { " " };
+        let _ = writeln!(self.text, "  {command}{between}{arguments}");
     }
 
     pub fn gap(&mut self) {
@@ -231,7 +238,7 @@ fn next(page: &mut Page, checked: &Checked, show: &Show) {
         let instance = p.cases.first()?.instances.first()?;
         let source = argument(&p.source.kind, &instance.source);
         let destination = argument(&p.destination.kind, &instance.destination);
-        Some(format!("weir explain {source} {destination} {}/{} {}", p.port, p.protocol, show.arguments))
+        Some(format!("weir explain {source} {destination} {}/{}", p.port, p.protocol))
     });
     match (checked.conclusion, explain) {
         (Conclusion::Fine, _) => page.styled(0, "Fine:", green(), "every required flow is admitted."),
@@ -241,12 +248,12 @@ fn next(page: &mut Page, checked: &Checked, show: &Show) {
         (_, None) => page.line(0, "Next: see --help for how to name manifests and cluster."),
         (Conclusion::Findings, Some(explain)) => {
             page.line(0, "Next:");
-            // Commands are not wrapped: they are there to be copied.
-            let _ = writeln!(page.text, "  {}\n  {}", clean(&explain), clean(&format!("weir fix {}", show.arguments)));
+            page.command(&explain, &show.arguments);
+            page.command("weir fix", &show.arguments);
         }
         (Conclusion::CouldNotTell, Some(explain)) => {
             page.line(0, "Next (or name your engine with --engine):");
-            let _ = writeln!(page.text, "  {}", clean(&explain));
+            page.command(&explain, &show.arguments);
         }
     }
 }
@@ -264,4 +271,10 @@ fn argument(kind: &str, instance: &str) -> String {
             None => instance.to_owned(),
         },
     }
+}
+
+/// `app/web-0 → mesh/istiod-0`.
+#[must_use]
+pub fn instance_text(instance: &InstanceView) -> String {
+    format!("{} → {}", instance.source, instance.destination)
 }

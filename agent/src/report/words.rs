@@ -2,7 +2,7 @@
 
 use weir_engine::check::{Case, Finding, PairReport};
 use weir_engine::policy::lint::Lint;
-use weir_engine::policy::{Miss, Selecting, Side};
+use weir_engine::policy::{Miss, Selecting, Side, Why};
 use weir_engine::snapshot::EndView;
 use weir_engine::words::Direction;
 
@@ -71,6 +71,24 @@ pub fn nearest(side: &Side) -> Option<(&Selecting, &Miss)> {
 #[must_use]
 pub fn nearest_text(side: &Side) -> Option<String> {
     nearest(side).map(|(selecting, miss)| format!("nearest: {} rule {} {}", selecting.policy, miss.rule, miss.why))
+}
+
+/// The peer matches, and the port does not.
+#[must_use]
+pub fn about_port(why: &Why) -> bool {
+    match why {
+        Why::ServicePort { .. } | Why::Port { .. } | Why::Protocol { .. } | Why::PortName { .. } => true,
+        Why::PodLabel { .. }
+        | Why::NamespaceLabel { .. }
+        | Why::OtherNamespace { .. }
+        | Why::OutsideBlock { .. }
+        | Why::Excepted { .. }
+        | Why::NotAPod { .. }
+        | Why::BlockNotCompared { .. }
+        | Why::BlockElsewhere { .. }
+        | Why::OtherKind
+        | Why::Invalid { .. } => false,
+    }
 }
 
 /// Every sentence about the sides that do not admit, or cannot be decided.
