@@ -11,10 +11,13 @@ pub mod check;
 pub mod cluster;
 pub mod engine;
 pub mod identity;
+pub mod ledger;
 pub mod observation;
 pub mod policy;
 pub mod requirement;
 pub mod snapshot;
+#[cfg(test)]
+mod testing;
 pub mod time;
 pub mod verdict;
 pub mod words;

@@ -23,8 +23,8 @@ use crate::topology::wiring::host_prefix;
 /// How flows are driven.
 #[derive(Debug, Clone, Copy)]
 pub struct DriveOptions {
-    /// Address family.
-    pub family: Family,
+    /// Address family; none for the one of the addresses that the fixture itself names first.
+    pub family: Option<Family>,
     /// When a client gives up.
     pub timeout: Duration,
     /// How TCP clients wait.
@@ -49,7 +49,7 @@ pub(crate) struct Route<'a> {
 
 impl Default for DriveOptions {
     fn default() -> Self {
-        Self { family: Family::V4, timeout: Duration::from_secs(1), waiting: Waiting::NonBlocking }
+        Self { family: None, timeout: Duration::from_secs(1), waiting: Waiting::NonBlocking }
     }
 }
 
@@ -66,7 +66,8 @@ pub(crate) fn drive(mesh: &Mesh, flows: &[Flow], options: &DriveOptions) -> Resu
         let mut wanted = Steering::default();
         let (round, later): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(_, route)| wanted.admit(route));
         installed.change_to(mesh, &wanted)?;
-        for (index, result) in attempt_all(round, flows)? {
+        for (index, mut result) in attempt_all(round, flows)? {
+            result.reached = result.reached.map(|said| host_name(mesh, said));
             results[index] = Some(result);
         }
         waiting = later;
@@ -74,10 +75,22 @@ pub(crate) fn drive(mesh: &Mesh, flows: &[Flow], options: &DriveOptions) -> Resu
     results.into_iter().collect::<Option<_>>().context("a flow was left out")
 }
 
+/// The host that a server means: a DNS server says its address, where a TCP server says the name itself.
+fn host_name(mesh: &Mesh, said: String) -> String {
+    let plan = &mesh.topology.plan;
+    match said.parse().ok().and_then(|address| plan.host_of(address)) {
+        Some(host) => plan.name(host),
+        None => said,
+    }
+}
+
 /// What a flow comes down to in this mesh.
 pub(crate) fn route<'a>(mesh: &'a Mesh, flow: &Flow, options: &DriveOptions) -> Result<Route<'a>> {
     let plan = &mesh.topology.plan;
-    let family = options.family;
+    let family = match options.family {
+        Some(family) => family,
+        None => own_family(mesh, flow)?,
+    };
     let none = || format!("no address in {family:?}");
     let (from, bound) = source(mesh, flow, family)?;
     let source = bound.or_else(|| plan.address(from, family)).with_context(|| format!("{}: {}", flow.from, none()))?;
@@ -115,11 +128,23 @@ pub(crate) fn route<'a>(mesh: &'a Mesh, flow: &Flow, options: &DriveOptions) -> 
     Ok(Route { namespace, attempt, destination, affinity, entrance })
 }
 
+/// The family of the address that a flow names, else of its destination's first one.
+fn own_family(mesh: &Mesh, flow: &Flow) -> Result<Family> {
+    if let End::Ip(address) | End::Node { ip: Some(address), .. } = &flow.from {
+        return Ok(Family::of(*address));
+    }
+    if let End::Ip(address) = &flow.to {
+        return Ok(Family::of(*address));
+    }
+    let first = mesh.topology.plan.addresses(mesh.host(&flow.to)?).first();
+    first.map(|address| Family::of(*address)).with_context(|| format!("{} has no address", flow.to))
+}
+
 /// Leads the flows' clients to their endpoints as far as that can be done for all at once, in both families.
 pub(crate) fn prepare(mesh: &Mesh, flows: &[Flow]) -> Result<()> {
     let mut wanted = Steering::default();
     for family in [Family::V4, Family::V6] {
-        let options = DriveOptions { family, ..DriveOptions::default() };
+        let options = DriveOptions { family: Some(family), ..DriveOptions::default() };
         // A flow that cannot be driven says so when it is driven.
         for route in flows.iter().filter_map(|flow| route(mesh, flow, &options).ok()) {
             wanted.admit(&route);
@@ -222,7 +247,8 @@ impl Steering {
         let plan = &mesh.topology.plan;
         for (host, namespace) in mesh.topology.hosts() {
             if let Host::Node(node) = host {
-                namespace.nft(&mesh.services.rules(&self.affinity, &plan.nodes[node].local))?;
+                let pods: Vec<IpAddr> = plan.pods_of(node).flat_map(|pod| &pod.addresses).copied().collect();
+                namespace.nft(&mesh.services.rules(&self.affinity, &plan.nodes[node], &pods))?;
             }
         }
         let mut batch = String::new();

@@ -23,7 +23,7 @@ pub mod topology;
 
 pub use agent::{Agent, AgentOptions};
 pub use clients::{Attempt, Attempted, Waiting};
-pub use cni::Enforcement;
+pub use cni::{Denials, Direction, Enforcement};
 pub use drive::DriveOptions;
 pub use far::FarAnswer;
 pub use fixture::{End, Expected, Fixture, Flow, Protocol, Side, State, Verdict};

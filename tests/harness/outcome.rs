@@ -47,7 +47,8 @@ pub struct FlowResult {
     pub destination: SocketAddr,
     /// What came of it.
     pub outcome: Outcome,
-    /// Which server answered (`namespace/pod`, `node NAME`, `outside`), as it said itself.
+    /// Which host answered, as its server said: `namespace/pod`, `node NAME`, `outside`, or an address that several
+    /// nodes have.
     pub reached: Option<String>,
     /// Time from connect() or send() to the outcome.
     pub elapsed: Duration,

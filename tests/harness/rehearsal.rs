@@ -84,7 +84,7 @@ impl Rehearsal {
 
     /// Drives every flow of the fixture again and again until the agent reports what is right, at most for `patience`.
     pub fn compare(&self, state: &str, family: Family, patience: Duration) -> Result<Comparison> {
-        let options = DriveOptions { family, ..DriveOptions::default() };
+        let options = DriveOptions { family: Some(family), ..DriveOptions::default() };
         let flows: Vec<Flow> =
             self.fixture.flows.iter().filter(|f| self.mesh.cannot_carry(f, &options).is_none()).cloned().collect();
         let begin = Instant::now();

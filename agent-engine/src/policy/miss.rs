@@ -64,7 +64,7 @@ fn miss(
             for (miss, at) in misses {
                 let Some((distance, why)) = miss else {
                     // This peer matches: only the port is off.
-                    let (distance, why) = port_miss(rule, query);
+                    let (distance, why) = port_miss(judge, rule, query);
                     return (distance, Miss { rule: index, peer: Some(at), why, port_matches });
                 };
                 if nearest.as_ref().is_none_or(|(d, ..)| distance < *d) {
@@ -76,7 +76,7 @@ fn miss(
     };
     match nearest {
         None => {
-            let (distance, why) = port_miss(rule, query);
+            let (distance, why) = port_miss(judge, rule, query);
             (distance, Miss { rule: index, peer: None, why, port_matches })
         }
         Some((distance, why, at)) => {
@@ -87,9 +87,9 @@ fn miss(
 }
 
 /// Why none of the rule's ports is the flow's.
-fn port_miss(rule: &Rule, query: &Query<'_>) -> (Distance, Why) {
+fn port_miss(judge: &Judge<'_>, rule: &Rule, query: &Query<'_>) -> (Distance, Why) {
     let ports = rule.ports.as_deref().unwrap_or_default();
-    if let Some(why) = service_port(ports, query) {
+    if let Some(why) = service_port(judge, ports, query) {
         return (1, why);
     }
     let pod_port = query.port;
@@ -119,14 +119,19 @@ fn port_miss(rule: &Rule, query: &Query<'_>) -> (Distance, Why) {
 }
 
 /// The rule opens what a Service of the destination pod calls this port.
-fn service_port(ports: &[Port], query: &Query<'_>) -> Option<Why> {
-    let (declared, group) = query.pod?;
+fn service_port(judge: &Judge<'_>, ports: &[Port], query: &Query<'_>) -> Option<Why> {
     let opened = |number: u16| {
         ports.iter().any(|p| match p {
             Port::Range { protocol, first, last } => *protocol == query.protocol && (*first..=*last).contains(&number),
             Port::All(_) | Port::Named { .. } | Port::Invalid(_) => false,
         })
     };
+    if let Some((address, dialled)) = query.dialled.filter(|(_, port)| *port != query.port && opened(*port))
+        && let Some(service) = judge.cluster.service_by_address(address)
+    {
+        return Some(Why::ServicePort { service: service.name.clone(), opens: dialled, pod_port: query.port });
+    }
+    let (declared, group) = query.pod?;
     let leads_here = |target: &TargetPort| match target {
         TargetPort::Number(number) => *number == query.port,
         TargetPort::Name(name) => {

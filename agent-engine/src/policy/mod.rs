@@ -14,10 +14,12 @@ mod lower;
 mod miss;
 mod peer;
 mod profile;
+mod reach;
 mod selector;
 
 pub use decision::*;
-pub use profile::Profile;
+pub use profile::{Profile, UnknownProfile};
+pub use reach::{Class, Reachability};
 
 use decide::Judge;
 use index::Index;

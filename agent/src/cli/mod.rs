@@ -2,7 +2,10 @@
 //! says whether all is fine (0), something was found (1), or it could not be told (2).
 
 mod check;
+pub mod doctor;
+mod doctor_args;
 mod explain;
+mod flows;
 mod manifests;
 mod out;
 mod replay;
@@ -36,6 +39,10 @@ enum Command {
     Explain(explain::Explain),
     /// Show what the agent on this node knows of the required flows
     Status(status::Status),
+    /// Say what this node's kernel offers, which probes work and what is missing
+    Doctor(doctor_args::Doctor),
+    /// List the flows that a mesh needs, explain one, or find one by its symptom
+    Flows(flows::Flows),
     /// Feed a recording of `weir run --record` to the engine again
     Replay(replay::Replay),
 }
@@ -66,6 +73,8 @@ pub fn main() -> ExitCode {
         Command::Check(command) => command.run(),
         Command::Explain(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Doctor(command) => command.run(),
+        Command::Flows(command) => command.run(),
         Command::Replay(command) => command.run(),
     };
     match ended {

@@ -2,6 +2,7 @@
 //!
 //! Who may open the file may read everything the agent knows; nothing can be changed through it.
 
+use std::convert::Infallible;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -120,7 +121,7 @@ impl Socket {
     }
 
     /// Answers clients, for ever.
-    pub async fn serve(&self, views: Views) {
+    pub async fn serve(&self, views: Views) -> Infallible {
         let room = Arc::new(Semaphore::new(MAX_CLIENTS));
         loop {
             let accepted = self.listener.accept().await;

@@ -11,8 +11,9 @@ mod select;
 
 use std::thread;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use serde_json::Value;
 
 use crate::objects::Objects;
 use crate::topology::Topology;
@@ -42,6 +43,43 @@ pub fn apply(
 ) -> Result<()> {
     let isolations = isolations(cluster, policies)?;
     for_each_node(topology, |name| rules(&isolations, name, enforcement))
+}
+
+/// What a node's rules have done to the packets of one pod since they were put into force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denials {
+    /// Name of the node.
+    pub node: String,
+    /// `namespace/name` of the pod.
+    pub pod: String,
+    /// The side that did not admit them.
+    pub direction: Direction,
+    /// Packets.
+    pub packets: u64,
+}
+
+/// Reads the counters of all rules that deny; those that have denied nothing are left out.
+pub fn denials(topology: &Topology) -> Result<Vec<Denials>> {
+    let mut all = Vec::new();
+    for (host, namespace) in topology.hosts() {
+        if let Host::Node(node) = host {
+            let list = namespace.tool("nft", &["-j", "list", "ruleset"], "")?;
+            let list: Value = serde_json::from_str(&list).context("nft -j wrote something that is no JSON")?;
+            let rules = list["nftables"].as_array().into_iter().flatten().map(|entry| &entry["rule"]);
+            let denying = rules.filter(|rule| rule["table"] == render::TABLE && rule["comment"].is_string());
+            all.extend(denying.filter_map(|rule| denial(rule, &topology.plan.nodes[node].name)));
+        }
+    }
+    Ok(all)
+}
+
+/// A denying rule's comment is `DIRECTION POD: POLICIES`.
+fn denial(rule: &Value, node: &str) -> Option<Denials> {
+    let (direction, rest) = rule["comment"].as_str()?.split_once(' ')?;
+    let direction = if direction == "egress" { Direction::Egress } else { Direction::Ingress };
+    let pod = rest.split_once(':')?.0.to_owned();
+    let packets = rule["expr"].as_array()?.iter().find_map(|part| part["counter"]["packets"].as_u64())?;
+    (packets > 0).then(|| Denials { node: node.to_owned(), pod, direction, packets })
 }
 
 /// Takes all policies out of force.

@@ -1,5 +1,6 @@
 //! Isolations as the nftables table of one node.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::IpAddr;
 
@@ -9,24 +10,36 @@ use crate::cni::Enforcement;
 use crate::cni::lower::{Direction, Isolation, Match, Ports, Target};
 use crate::ipv6::Family;
 
+/// The name of the table.
+pub(super) const TABLE: &str = "weir_policies";
 /// nftables takes comments up to this many bytes (NFT_USERDATA: 128 with the terminating zero).
 const COMMENT: usize = 120;
 
 /// The table of a node, replacing the one before. Forwarded packets pass the source pod's chain and then the
-/// destination pod's, if those pods are on the node; packets to the node itself pass the source pod's.
+/// destination pod's, if those pods are on the node; packets to the node itself pass the source pod's. What a pod
+/// sends itself through a service always passes.
 pub fn rules(isolations: &[Isolation], node: &str, enforcement: Enforcement) -> String {
     let here: Vec<&Isolation> = isolations.iter().filter(|isolation| isolation.node == node).collect();
     let mut rules = clear();
-    rules.push_str("table inet weir_policies {\n");
+    let _ = writeln!(rules, "table inet {TABLE} {{");
     for (index, isolation) in here.iter().enumerate() {
         chain(&mut rules, index, isolation, enforcement);
     }
     for direction in [Direction::Egress, Direction::Ingress] {
         dispatch(&mut rules, &here, direction);
     }
+    rules.push_str("chain itself {\n");
+    for (family, ip) in [(Family::V4, "ip"), (Family::V6, "ip6")] {
+        let addresses: BTreeSet<&IpAddr> = here.iter().flat_map(|isolation| &isolation.addresses).collect();
+        let addresses = addresses.into_iter().filter(|address| Family::of(**address) == family);
+        let pairs: Vec<String> = addresses.map(|address| format!("{address} . {address}")).collect();
+        if !pairs.is_empty() {
+            let _ = writeln!(rules, "{ip} saddr . {ip} daddr {{ {} }} accept", pairs.join(", "));
+        }
+    }
     rules.push_str(
-        "chain forward { type filter hook forward priority 0; policy accept; ct state established,related accept; \
-         jump egress; jump ingress; }\n\
+        "}\nchain forward { type filter hook forward priority 0; policy accept; ct state established,related accept; \
+         jump itself; jump egress; jump ingress; }\n\
          chain input { type filter hook input priority 0; policy accept; ct state established,related accept; \
          jump egress; }\n}\n",
     );
@@ -35,7 +48,7 @@ pub fn rules(isolations: &[Isolation], node: &str, enforcement: Enforcement) -> 
 
 /// Removes the table, whether there is one or not.
 pub fn clear() -> String {
-    "table inet weir_policies\ndelete table inet weir_policies\n".to_owned()
+    format!("table inet {TABLE}\ndelete table inet {TABLE}\n")
 }
 
 /// The chain of an isolated pod: returns for what is admitted, ends with what happens to the rest.

@@ -81,7 +81,8 @@ impl Plan {
             plan.add_backend(backend);
         }
         for flow in flows {
-            plan.add_flow(flow, cluster, services).with_context(|| format!("flow {}", flow.id))?;
+            // A flow that names something that is not there says so when it is driven; the others don't suffer.
+            let _ = plan.add_flow(flow, cluster, services);
         }
         Ok(plan)
     }
@@ -102,6 +103,11 @@ impl Plan {
     /// A pod with a network of its own, by `namespace/name`.
     pub fn pod(&self, key: &str) -> Option<usize> {
         self.pods.iter().position(|pod| pod.key == key)
+    }
+
+    /// The pods of a node that have a network of their own.
+    pub fn pods_of(&self, node: usize) -> impl Iterator<Item = &PodPlan> {
+        self.pods.iter().filter(move |pod| pod.node == node)
     }
 
     /// The node that carries a host: the node itself, or the pod's. None for the outside.
@@ -146,8 +152,11 @@ impl Plan {
             let name = node.metadata.name.clone().context("a node without a name")?;
             let status = node.status.as_ref().and_then(|status| status.addresses.as_ref());
             let internal = status.into_iter().flatten().filter(|entry| entry.type_ == "InternalIP");
-            let addresses: Vec<IpAddr> = internal.filter_map(|entry| entry.address.parse().ok()).collect();
-            ensure!(!addresses.is_empty(), "node {name} has no InternalIP");
+            let mut addresses: Vec<IpAddr> = internal.filter_map(|entry| entry.address.parse().ok()).collect();
+            if addresses.is_empty() {
+                addresses.extend(host_ip(cluster, &name));
+            }
+            ensure!(!addresses.is_empty(), "node {name} has no InternalIP and none of its pods knows its address");
             self.nodes.push(NodePlan { name, addresses, local: Vec::new() });
         }
         Ok(())
@@ -285,6 +294,13 @@ pub fn is_alive(pod: &Pod) -> bool {
 /// Whether a pod uses its node's network.
 pub fn is_host_network(pod: &Pod) -> bool {
     pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false)
+}
+
+/// The address of a node as its pods know it.
+fn host_ip(cluster: &Objects, node: &str) -> Option<IpAddr> {
+    let on_node = |pod: &&Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node);
+    let statuses = cluster.pods.iter().filter(on_node).filter_map(|pod| pod.status.as_ref());
+    statuses.filter_map(|status| status.host_ip.as_ref()).find_map(|address| address.parse().ok())
 }
 
 /// The addresses of a pod, `podIP` first.

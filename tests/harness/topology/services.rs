@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use crate::fixture::Protocol;
 use crate::ipv6::Family;
 use crate::objects::{Objects, key_of, namespace_of};
-use crate::topology::plan::{is_alive, pod_addresses, protocol};
+use crate::topology::plan::{NodePlan, is_alive, pod_addresses, protocol};
 
 /// The differentiated-services code point of packets that mean the node itself where a service has the same address
 /// (NodeLocal DNSCache answers on the address of kube-dns): they are not translated.
@@ -105,17 +105,18 @@ impl Services {
     }
 
     /// The nftables tables of a node: backends by turns, but always the same for the clients of `affinity`. A port
-    /// without backends answers "port unreachable". `local` are the node's own addresses that stay untranslated for
-    /// packets marked [`UNTRANSLATED`].
-    pub fn rules(&self, affinity: &Affinity, local: &[IpAddr]) -> String {
+    /// without backends answers "port unreachable". The node's own local addresses stay untranslated for
+    /// packets marked [`UNTRANSLATED`]; a pod among `pods` that a service leads back to itself sees its node as the
+    /// client.
+    pub fn rules(&self, affinity: &Affinity, node: &NodePlan, pods: &[IpAddr]) -> String {
         let mut rules = String::new();
         for family in [Family::V4, Family::V6] {
-            self.table(&mut rules, family, affinity, local);
+            self.table(&mut rules, family, affinity, node, pods);
         }
         rules
     }
 
-    fn table(&self, rules: &mut String, family: Family, affinity: &Affinity, local: &[IpAddr]) {
+    fn table(&self, rules: &mut String, family: Family, affinity: &Affinity, node: &NodePlan, pods: &[IpAddr]) {
         let (ip, address_type) = match family {
             Family::V4 => ("ip", "ipv4_addr"),
             Family::V6 => ("ip6", "ipv6_addr"),
@@ -136,7 +137,9 @@ impl Services {
              map affinity {{ type {address_type} . {address_type} . inet_proto . inet_service : {address_type} . \
              inet_service; {elements} }}\nchain services {{\n"
         );
-        for address in local.iter().filter(|address| Family::of(**address) == family && self.has_address(**address)) {
+        for address in
+            node.local.iter().filter(|address| Family::of(**address) == family && self.has_address(**address))
+        {
             let _ = writeln!(rules, "{ip} daddr {address} {ip} dscp {UNTRANSLATED} return");
         }
         let _ =
@@ -159,9 +162,18 @@ impl Services {
                 ),
             };
         }
+        let own = node.addresses.iter().find(|address| Family::of(**address) == family);
+        let hairpins: Vec<String> =
+            pods.iter().filter(|pod| Family::of(**pod) == family).map(|pod| format!("{pod} . {pod}")).collect();
+        let hairpin = match own {
+            Some(own) if !hairpins.is_empty() => {
+                format!("{ip} saddr . {ip} daddr {{ {} }} snat to {own}", hairpins.join(", "))
+            }
+            Some(_) | None => String::new(),
+        };
         let _ = write!(
             rules,
-            "}}\nchain prerouting {{ type nat hook prerouting priority -100; jump services; }}\n\
+            "}}\nchain postrouting {{ type nat hook postrouting priority 100; {hairpin}\n}}\nchain prerouting {{ type nat hook prerouting priority -100; jump services; }}\n\
              chain output {{ type nat hook output priority -100; jump services; }}\n\
              chain empty {{\n{rejected}}}\n\
              chain forward {{ type filter hook forward priority -5; jump empty; }}\n\
@@ -286,4 +298,47 @@ pub fn named_port(pod: &Pod, name: &str, transport: Protocol) -> Option<u16> {
     let ports = containers.iter().flat_map(|container| container.ports.iter().flatten());
     let mut ports = ports.filter(|port| protocol(port.protocol.as_deref()) == Some(transport));
     ports.find(|port| port.name.as_deref() == Some(name)).and_then(|port| u16::try_from(port.container_port).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: &str = "
+{kind: Pod, metadata: {name: a, namespace: ns, labels: {app: x}}, status: {podIP: 10.0.0.1},
+ spec: {containers: [{name: c, ports: [{name: web, containerPort: 8080}]}]}}
+---
+{kind: Pod, metadata: {name: b, namespace: ns, labels: {app: x}}, status: {podIP: 10.0.0.2},
+ spec: {containers: [{name: c, ports: [{name: web, containerPort: 8081}]}]}}
+---
+{kind: Pod, metadata: {name: ended, namespace: ns, labels: {app: x}}, status: {podIP: 10.0.0.3, phase: Failed},
+ spec: {containers: [{name: c, ports: [{name: web, containerPort: 8082}]}]}}
+---
+{kind: Service, metadata: {name: named, namespace: ns},
+ spec: {clusterIP: 10.1.0.1, selector: {app: x}, ports: [{port: 80, targetPort: web}, {name: q, port: 81}]}}
+---
+{kind: Service, metadata: {name: listed, namespace: ns},
+ spec: {clusterIP: 10.1.0.2, selector: {app: x}, ports: [{name: https, port: 443}]}}
+---
+{kind: EndpointSlice, metadata: {name: s, namespace: ns, labels: {kubernetes.io/service-name: listed}}, addressType: IPv4,
+ ports: [{name: https, port: 6443}, {name: other, port: 1}],
+ endpoints: [{addresses: [192.0.2.1]}, {addresses: [192.0.2.2], conditions: {ready: false}}]}
+";
+
+    fn backends(service: &str, port: u16) -> Vec<String> {
+        let services = Services::new(&Objects::parse(CLUSTER).unwrap());
+        let entry = services.find(service, port, Protocol::Tcp, Family::V4).unwrap();
+        entry.backends.iter().map(|to| format!("{}:{}", to.address, to.port)).collect()
+    }
+
+    #[test]
+    fn a_named_target_port_is_each_pods_own() {
+        assert_eq!(backends("ns/named", 80), ["10.0.0.1:8080", "10.0.0.2:8081"]);
+        assert_eq!(backends("ns/named", 81), ["10.0.0.1:81", "10.0.0.2:81"]);
+    }
+
+    #[test]
+    fn slices_take_the_place_of_the_selector() {
+        assert_eq!(backends("ns/listed", 443), ["192.0.2.1:6443"]);
+    }
 }

@@ -29,7 +29,14 @@ const SETTINGS: [(&str, &str); 7] = [
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
 ];
-const FORWARDING: [(&str, &str); 2] = [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
+/// Nodes forward, and never hold back an ICMP error: a reject must not depend on how many came before it.
+const FORWARDING: [(&str, &str); 5] = [
+    ("ipv4/ip_forward", "1"),
+    ("ipv6/conf/all/forwarding", "1"),
+    ("ipv4/icmp_ratemask", "0"),
+    ("ipv6/icmp/ratelimit", "0"),
+    ("ipv6/icmp/ratemask", "255"),
+];
 
 /// A veth pair, both ends by host, device name and hardware address.
 struct Link {
@@ -85,7 +92,7 @@ fn links(topology: &Topology) -> Vec<Link> {
     let plan = &topology.plan;
     let mut pairs: Vec<[(Host, String); 2]> = Vec::new();
     for (index, pod) in plan.pods.iter().enumerate() {
-        pairs.push([(Host::Pod(index), "eth0".to_owned()), (Host::Node(pod.node), format!("pod{index}"))]);
+        pairs.push([(Host::Pod(index), "eth0".to_owned()), (Host::Node(pod.node), pod_device(index))]);
     }
     for a in 0..plan.nodes.len() {
         for b in a + 1..plan.nodes.len() {
@@ -154,7 +161,7 @@ fn reach(topology: &Topology, host: Host, peer: Host, device: &str, peer_mac: &s
         let _ = writeln!(batch, "route add {} dev {device}{source}", host_prefix(*address));
     }
     let Host::Node(node) = peer else { return };
-    for address in plan.pods.iter().filter(|pod| pod.node == node).flat_map(|pod| &pod.addresses) {
+    for address in plan.pods_of(node).flat_map(|pod| &pod.addresses) {
         let family = Family::of(*address);
         if let Some(via) = plan.address(peer, family) {
             let source = source(topology, host, family);
@@ -171,6 +178,11 @@ pub(crate) fn source(topology: &Topology, host: Host, family: Family) -> String 
             topology.plan.address(host, family).map(|address| format!(" src {address}")).unwrap_or_default()
         }
     }
+}
+
+/// The node's end of a pod's link.
+pub(crate) fn pod_device(pod: usize) -> String {
+    format!("pod{pod}")
 }
 
 /// The prefix that holds this address alone.
