@@ -2,6 +2,8 @@
 
 #[path = "check/fixture.rs"]
 mod fixture;
+#[path = "check/golden.rs"]
+mod golden;
 #[path = "check/large.rs"]
 mod large;
 #[path = "check/naive.rs"]

@@ -3,6 +3,7 @@
 //! The same resolution and the same evaluator as the agent's, so that a check of manifests and the agent in the cluster cannot
 //! disagree.
 
+mod compare;
 mod mutation;
 mod pairs;
 mod report;
@@ -12,6 +13,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+pub use compare::{Changed, Comparison, compare};
 pub use mutation::{Mutation, Need, RuleMutation};
 pub use pairs::judge_all;
 pub use report::{
@@ -20,7 +22,7 @@ pub use report::{
 
 use crate::cluster::{Change, Cluster, Key, Kind, Object, Origin};
 use crate::identity::Identity;
-use crate::policy::lint::{Level, Lint, LintId, RuleKey, lint};
+use crate::policy::lint::{Level, Lint, LintId, RuleKey, Usage, lint};
 use crate::policy::{Miss, Policies, Profile, Side, Tier, Why};
 use crate::requirement::{Catalogue, Pair, PairKey, Resolver};
 use crate::snapshot::ObjectCount;
@@ -97,7 +99,7 @@ impl Model {
 pub fn check(model: &Model, options: &Options) -> Report {
     let mut pairs: Vec<PairReport> = model.pairs().values().map(|p| pairs::judge(model, p, options)).collect();
     pairs.sort_by(|a, b| a.rank().cmp(&b.rank()));
-    let findings = findings(lint(&model.cluster, &used(&pairs)), &pairs);
+    let findings = findings(lint(&model.cluster, &usage(&pairs)), &pairs);
     let mutation = options.mutate.then(|| mutation::mutate(&model.cluster, &pairs));
     Report {
         version: VERSION,
@@ -111,18 +113,28 @@ pub fn check(model: &Model, options: &Options) -> Report {
     }
 }
 
-/// The NetworkPolicy rules that admit a required flow.
-fn used(pairs: &[PairReport]) -> BTreeSet<RuleKey> {
-    let mut used = BTreeSet::new();
-    for case in pairs.iter().flat_map(|p| &p.cases) {
-        for (direction, side) in case.sides() {
-            if let Side::Admitted { by, .. } = side {
-                let by = by.iter().filter(|r| r.tier == Tier::NetworkPolicy);
-                used.extend(by.map(|r| (r.policy.clone(), direction, r.rule)));
+/// What required flows make of the policies.
+fn usage(pairs: &[PairReport]) -> Usage {
+    let mut usage = Usage::default();
+    for pair in pairs {
+        for (direction, side) in pair.cases.iter().flat_map(Case::sides) {
+            match side {
+                Side::Admitted { by, .. } => {
+                    let by = by.iter().filter(|r| r.tier == Tier::NetworkPolicy);
+                    usage.rules.extend(by.map(|r| (r.policy.clone(), direction, r.rule)));
+                }
+                Side::NodeLocal => {
+                    usage.node_local.insert((pair.destination.namespace.clone(), pair.protocol, pair.port));
+                }
+                Side::NotIsolated
+                | Side::NotAdmitted { .. }
+                | Side::DeniedBy { .. }
+                | Side::NotApplicable
+                | Side::Undecidable { .. } => {}
             }
         }
     }
-    used
+    usage
 }
 
 /// Lints, each with the required flows that it stands in the way of. What is merely unusual, and blocks one, is a warning.

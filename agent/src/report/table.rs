@@ -10,6 +10,7 @@ use weir_engine::requirement::Severity;
 
 use super::words::{self, count};
 use super::{Checked, Conclusion};
+use crate::cluster::manifests::Severity as Damage;
 use crate::outputs::text::clean;
 
 /// Columns of a line.
@@ -38,6 +39,7 @@ pub fn render(checked: &Checked, show: &Show) -> String {
         admitted(&mut page, checked);
     }
     lints(&mut page, checked, show);
+    problems(&mut page, checked);
     if let Some(mutation) = &checked.report.mutation {
         mutations(&mut page, mutation, show);
     }
@@ -185,6 +187,21 @@ fn lints(page: &mut Page, checked: &Checked, show: &Show) {
             0,
             &format!("{} on policies that may be meant (--all shows them)", count(hidden.len(), "note", "notes")),
         );
+    }
+}
+
+fn problems(page: &mut Page, checked: &Checked) {
+    page.gap();
+    for problem in checked.inputs.problems.iter().take(MAX_GROUPS) {
+        let (word, style) = match problem.severity {
+            Damage::Error => ("not read", red()),
+            Damage::Warning => ("doubtful", yellow()),
+        };
+        page.styled(0, word, style, &problem.to_string());
+    }
+    let more = checked.inputs.problems.len().saturating_sub(MAX_GROUPS) + checked.inputs.problems_left_out;
+    if more > 0 {
+        page.line(0, &format!("and {more} more problems with the manifests"));
     }
 }
 

@@ -37,7 +37,7 @@ pub fn side(direction: Direction, side: &Side) -> String {
             format!("admitted by {}", by.join(", "))
         }
         Side::NotAdmitted { selecting } => match selecting.as_slice() {
-            [one] => format!("not admitted: {} selects the pod, {}", one.policy, none_admits(one)),
+            [one] => format!("not admitted: {} selects the pod, and no rule admits it", one.policy),
             many => {
                 let mut names: Vec<String> = many.iter().map(|s| s.policy.to_string()).collect();
                 names.sort_unstable();
@@ -50,14 +50,6 @@ pub fn side(direction: Direction, side: &Side) -> String {
         Side::Undecidable { why } => format!("cannot be decided: {why}"),
     };
     format!("{direction} {what}")
-}
-
-fn none_admits(selecting: &Selecting) -> &'static str {
-    match selecting.misses.len() {
-        0 => "and has no rule of this direction",
-        1 => "and its rule does not admit it",
-        _ => "and none of its rules admits it",
-    }
 }
 
 /// The rule that comes nearest to admitting, and why it does not.

@@ -1,25 +1,24 @@
 //! Policies that isolate by themselves, and rules that nothing uses.
 
-use std::collections::BTreeSet;
-
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::facts::{Facts, Group};
 use super::ports::opens;
 use super::shape::list;
-use super::{Level, LintId, Place, Rule, RuleKey, Sink, View};
+use super::{Level, LintId, Place, Rule, Sink, Usage, View};
 use crate::words::Direction;
 
-pub(super) fn check(facts: &Facts<'_>, view: &View<'_>, used: &BTreeSet<RuleKey>, out: &mut Sink<'_>) {
+pub(super) fn check(facts: &Facts<'_>, view: &View<'_>, used: &Usage, out: &mut Sink<'_>) {
     for direction in [Direction::Ingress, Direction::Egress] {
         alone(facts, view, direction, out);
     }
     for rule in view.effective() {
         // Where the port is wrong, that is what there is to say.
         let wrong_port = [LintId::ServicePort, LintId::PortNameUnknown, LintId::Invalid];
-        if !used.contains(&(view.name.clone(), rule.direction, rule.index)) && !out.has(&wrong_port, Place::rule(&rule))
+        if !used.rules.contains(&(view.name.clone(), rule.direction, rule.index))
+            && !out.has(&wrong_port, Place::rule(&rule))
         {
-            unused(facts, view, &rule, out);
+            unused(facts, view, &rule, used, out);
         }
     }
 }
@@ -45,7 +44,7 @@ fn alone(facts: &Facts<'_>, view: &View<'_>, direction: Direction, out: &mut Sin
     out.push(LintId::IsolatesAlone, Level::Note, Place::direction(direction), message, hint);
 }
 
-fn unused(facts: &Facts<'_>, view: &View<'_>, rule: &Rule<'_>, out: &mut Sink<'_>) {
+fn unused(facts: &Facts<'_>, view: &View<'_>, rule: &Rule<'_>, used: &Usage, out: &mut Sink<'_>) {
     let peers = rule.peers.unwrap_or_default();
     if rule.ports.is_empty() || peers.iter().any(|p| p.ip_block.is_some()) || facts.selected(view).is_empty() {
         return;
@@ -63,6 +62,13 @@ fn unused(facts: &Facts<'_>, view: &View<'_>, rule: &Rule<'_>, out: &mut Sink<'_
         // A pod that declares nothing may listen anywhere.
         istio || g.ports.is_empty() || named || declared.chain(served).any(|(proto, port)| opens(rule, proto, port))
     };
+    let node_local = |g: &&Group<'_>| {
+        let inside = used.node_local.iter().filter(|(namespace, ..)| *namespace == g.example.name.namespace);
+        inside.into_iter().any(|(_, protocol, port)| opens(rule, *protocol, *port))
+    };
+    if destinations.iter().any(node_local) {
+        return;
+    }
     if destinations.is_empty() || destinations.iter().any(listens) {
         return;
     }

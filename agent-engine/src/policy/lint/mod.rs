@@ -17,12 +17,13 @@ mod validity;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1 as networking;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Cluster, Origin, Policy};
-use crate::words::{Direction, Name};
+use crate::words::{Direction, Name, Protocol};
 use facts::Facts;
 
 /// How sure it is that something is wrong.
@@ -208,16 +209,26 @@ pub struct Lint {
 /// A rule by policy, direction and index.
 pub type RuleKey = (Name, Direction, usize);
 
-/// Every lint of every NetworkPolicy. `used` holds the rules that admit a required flow.
+/// What required flows make of the policies.
+#[derive(Clone, Debug, Default)]
+pub struct Usage {
+    /// Rules that admit a required flow.
+    pub rules: BTreeSet<RuleKey>,
+    /// Ports of required flows that need no rule because they stay on their node, such as probes, by the destination's
+    /// namespace: who opens them all the same means these.
+    pub node_local: BTreeSet<(Arc<str>, Protocol, u16)>,
+}
+
+/// Every lint of every NetworkPolicy.
 #[must_use]
-pub fn lint(cluster: &Cluster, used: &BTreeSet<RuleKey>) -> Vec<Lint> {
+pub fn lint(cluster: &Cluster, used: &Usage) -> Vec<Lint> {
     let facts = Facts::new(cluster);
     let mut found: Vec<Lint> = cluster.policies().flat_map(|policy| one(&facts, policy, used)).collect();
     found.sort_unstable();
     found
 }
 
-fn one(facts: &Facts<'_>, policy: &Policy, used: &BTreeSet<RuleKey>) -> Vec<Lint> {
+fn one(facts: &Facts<'_>, policy: &Policy, used: &Usage) -> Vec<Lint> {
     let view = View::new(policy);
     let mut out = Sink { view: &view, found: Vec::new() };
     validity::check(&view, &mut out);

@@ -82,7 +82,10 @@ fn check_peer(
     }
     let near = nearest(&pod_wants, namespaces.iter().flat_map(|n| facts.pods(n)));
     let near = near.map(|n| format!("; {n}")).unwrap_or_default();
-    let scope = scope(&namespaces);
+    let scope = match peer.namespace_selector {
+        Some(_) if namespace_wants.is_empty() => "any namespace".to_owned(),
+        Some(_) | None => scope(&namespaces),
+    };
     let message = format!("no pod of {scope} has {}{near}", text(&pod_wants));
     let hint = "label the pods that this is for, or select the labels that they carry";
     out.push(LintId::PeerNoPod, Level::Note, place, message, hint.to_owned());

@@ -1,12 +1,10 @@
 //! Positive and negative cases of every lint: one policy each, in a small cluster that was read completely.
 
-use std::collections::BTreeSet;
-
 use serde_json::{Value, json};
 
-use super::{Level, Lint, LintId, RuleKey, lint};
+use super::{Level, Lint, LintId, Usage, lint};
 use crate::cluster::{Cluster, Object, Origin};
-use crate::words::{Direction, Name};
+use crate::words::{Direction, Name, Protocol};
 
 use Level::{Error, Note, Warning};
 use LintId::*;
@@ -280,8 +278,11 @@ fn isolation() {
 #[test]
 fn used_rules_are_not_unused() {
     let spec = ingress(json!({"from": [{"podSelector": {}}], "ports": [tcp(9999)]}));
-    let used: BTreeSet<RuleKey> = [(Name::new("app", "p"), Direction::Ingress, 0)].into();
-    assert_eq!(lints(&objects(spec, "app"), &used), []);
+    let rules = [(Name::new("app", "p"), Direction::Ingress, 0)].into();
+    let used = Usage { rules, ..Usage::default() };
+    assert_eq!(lints(&objects(spec.clone(), "app"), &used), []);
+    let probed = Usage { node_local: [("app".into(), Protocol::Tcp, 9999)].into(), ..Usage::default() };
+    assert_eq!(lints(&objects(spec, "app"), &probed), [], "a probe's port");
 }
 
 #[test]
@@ -294,10 +295,10 @@ fn manifests_without_a_cluster_are_not_judged_by_what_they_lack() {
 #[test]
 fn messages_name_what_is_there() {
     let spec = json!({"podSelector": {"matchLabels": {"app": "web", "tier": "front"}}});
-    let found = lints(&objects(spec, "app"), &BTreeSet::new());
+    let found = lints(&objects(spec, "app"), &Usage::default());
     assert_eq!(found[0].message, "selects no pod: none of app has app=web, tier=front (pod app/web-0 has tier=back)");
     let spec = ingress(json!({"from": [{"namespaceSelector": {"matchLabels": {"name": "mesh"}}}]}));
-    let found = lints(&objects(spec, "app"), &BTreeSet::new());
+    let found = lints(&objects(spec, "app"), &Usage::default());
     assert_eq!(found[0].message, "matches no namespace: none carries the label name (wanted: name=mesh)");
     assert_eq!(found[0].hint, "every namespace carries its name: use kubernetes.io/metadata.name: mesh");
 }
@@ -312,11 +313,11 @@ fn table(cases: &[Case]) {
 }
 
 fn ids(objects: &[Value]) -> Vec<(LintId, Level)> {
-    lints(objects, &BTreeSet::new()).iter().map(|l| (l.id, l.level)).collect()
+    lints(objects, &Usage::default()).iter().map(|l| (l.id, l.level)).collect()
 }
 
 /// The lints of policy `p`.
-fn lints(objects: &[Value], used: &BTreeSet<RuleKey>) -> Vec<Lint> {
+fn lints(objects: &[Value], used: &Usage) -> Vec<Lint> {
     let mut cluster = Cluster::default();
     for object in objects {
         cluster.apply(Object::from_value(object.clone()).expect("an object"), Origin::default());

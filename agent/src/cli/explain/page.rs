@@ -101,12 +101,12 @@ fn sides(page: &mut Page, case: &Case, cluster: &Cluster) {
         let end = end.map(|e| format!(" at {e}")).unwrap_or_default();
         page.line(2, &format!("{direction}{end}:{text}"));
         if let Side::NotAdmitted { .. } = side {
-            misses(page, side, cluster);
+            misses(page, direction, side, cluster);
         }
     }
 }
 
-fn misses(page: &mut Page, side: &Side, cluster: &Cluster) {
+fn misses(page: &mut Page, direction: Direction, side: &Side, cluster: &Cluster) {
     let Side::NotAdmitted { selecting } = side else { return };
     let mut told = 0;
     let total: usize = selecting.iter().map(|s| s.misses.len()).sum();
@@ -129,7 +129,7 @@ fn misses(page: &mut Page, side: &Side, cluster: &Cluster) {
         }
     }
     for s in selecting.iter().filter(|s| s.misses.is_empty()) {
-        page.line(4, &format!("{} has no rule of this direction{}", s.policy, place(cluster, &s.policy)));
+        page.line(4, &format!("{} admits nothing: it has no {direction} rule{}", s.policy, place(cluster, &s.policy)));
     }
 }
 
