@@ -155,20 +155,34 @@ pub(crate) enum End {
 
 /// One TCP connect of a pod, in milliseconds; everything that follows from it is seen at once but for time-outs.
 pub(crate) fn connect(engine: &mut Engine, ms: u64, source: &str, destination: &str, port: u16, end: End) {
+    connect_as(engine, "envoy", ms, source, destination, port, end);
+}
+
+/// The same, by a process of this name.
+pub(crate) fn connect_as(
+    engine: &mut Engine,
+    comm: &str,
+    ms: u64,
+    source: &str,
+    destination: &str,
+    port: u16,
+    end: End,
+) {
     let tuple = tuple(source, destination, port, Protocol::Tcp);
     let socket = 0xffff_0000_0000_0000 + ms;
-    let owner = Owner { pid: 42, comm: "envoy".into(), cgroup: 1 };
+    let owner = Owner { pid: 42, comm: comm.into(), cgroup: 1 };
     let start = AttemptStart { at: at(ms), tuple: Tuple { source_port: 0, ..tuple }, socket, netns: 1, owner };
     engine.observe(at(ms), &Observation::AttemptStart(start));
     if matches!(end, End::Dropped | End::Rejected) {
         engine.observe(at(ms), &drop_of(ms, tuple));
     }
+    let begun = ms;
     let ended = |ms: u64, established, reset, error| {
         Observation::AttemptEnd(AttemptEnd {
             at: at(ms),
             tuple,
             socket,
-            started: at(ms.min(ms)),
+            started: at(begun),
             established,
             reset,
             error,
@@ -178,14 +192,10 @@ pub(crate) fn connect(engine: &mut Engine, ms: u64, source: &str, destination: &
             netns: 1,
         })
     };
-    let with_start = |o: Observation| match o {
-        Observation::AttemptEnd(e) => Observation::AttemptEnd(AttemptEnd { started: at(ms), ..e }),
-        other => other,
-    };
     match end {
-        End::Established => engine.observe(at(ms + 1), &with_start(ended(ms + 1, true, false, 0))),
-        End::Reset | End::Rejected => engine.observe(at(ms + 1), &with_start(ended(ms + 1, false, true, 111))),
-        End::TimedOut => engine.observe(at(ms + 5_000), &with_start(ended(ms + 5_000, false, false, 110))),
+        End::Established => engine.observe(at(ms + 1), &ended(ms + 1, true, false, 0)),
+        End::Reset | End::Rejected => engine.observe(at(ms + 1), &ended(ms + 1, false, true, 111)),
+        End::TimedOut => engine.observe(at(ms + 5_000), &ended(ms + 5_000, false, false, 110)),
         End::Dropped => {}
     }
     let settled = ms + if end == End::TimedOut { 5_200 } else { 200 };

@@ -242,6 +242,35 @@ fn webhook_callers_and_application_pairs_are_learnt() {
 }
 
 #[test]
+fn a_connection_to_the_own_proxy_proves_nothing_about_the_destination() {
+    let labels = json!({"security.istio.io/tlsMode": "istio"});
+    let mut engine = engine(&[]);
+    apply(&mut engine, 1, t::pod("app", "shop", "10.1.0.66", labels, &["istio-proxy", "shop"]));
+    let state = |e: &Engine, ms| pair(&e.snapshot(at(ms)), "sidecar-data", "shop", "web", 8080).state;
+    t::connect_as(&mut engine, "shop", 20_000, "10.1.0.66", t::WEB, 8080, End::Established);
+    engine.handle_timeout(at(20_500));
+    assert_eq!(state(&engine, 20_500), State::Silent, "required from now on, and masked by the sidecar");
+    t::connect_as(&mut engine, "wrk:worker_0", 21_000, "10.1.0.66", t::WEB, 8080, End::TimedOut);
+    assert_eq!(state(&engine, 27_000), State::Failing, "the proxy's own connection tells");
+    t::connect_as(&mut engine, "shop", 28_000, "10.1.0.66", t::WEB, 8080, End::Established);
+    assert_eq!(state(&engine, 29_000), State::Failing);
+    t::connect_as(&mut engine, "envoy", 30_000, "10.1.0.66", t::WEB, 8080, End::Established);
+    assert_eq!(state(&engine, 31_000), State::Verified);
+}
+
+#[test]
+fn an_agent_tells_of_its_own_nodes_only() {
+    let mut engine = Engine::new(crate::engine::Settings { nodes: vec!["node-b".into()], ..t::settings() });
+    for object in t::mesh() {
+        apply(&mut engine, 0, object);
+    }
+    engine.synced(at(0));
+    let snapshot = engine.snapshot(at(0));
+    assert!(snapshot.pairs.iter().all(|p| &*p.flow != "sidecar-xds" && &*p.flow != "control-plane-api"));
+    assert!(snapshot.pairs.iter().any(|p| &*p.flow == "gateway-xds"));
+}
+
+#[test]
 fn a_pod_that_goes_takes_its_evidence_along() {
     let mut engine = engine(&[t::default_deny("app")]);
     connect(&mut engine, 20_000, t::WEB, t::ISTIOD, 15012, End::Dropped);

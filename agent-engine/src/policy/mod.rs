@@ -14,12 +14,15 @@ mod lower;
 mod miss;
 mod peer;
 mod profile;
+mod program;
 mod reach;
+mod reasons;
 mod selector;
 
 pub use decision::*;
 pub use profile::{Profile, UnknownProfile};
 pub use reach::{Class, Reachability};
+pub use reasons::Reasons;
 
 use decide::Judge;
 use index::Index;
