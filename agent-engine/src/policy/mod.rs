@@ -18,11 +18,13 @@ mod program;
 mod reach;
 mod reasons;
 mod selector;
+mod service;
 
 pub use decision::*;
 pub use profile::{Profile, UnknownProfile};
 pub use reach::{Class, Reachability};
 pub use reasons::Reasons;
+pub use service::{Backend, ServiceDecision};
 
 use decide::Judge;
 use index::Index;

@@ -1,0 +1,9 @@
+//! The policy engine from outside: tables that read like the specification, and properties on random clusters.
+
+mod admin;
+mod naive;
+mod properties;
+mod random;
+mod reasons;
+mod tables;
+mod world;
