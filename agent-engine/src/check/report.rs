@@ -264,8 +264,9 @@ impl Brief {
     #[must_use]
     pub fn of(side: &Side) -> Self {
         match side {
-            Side::NotAdmitted { selecting } => {
-                let mut policies: Vec<_> = selecting.iter().map(|s| s.policy.clone()).collect();
+            // Asked for the policies alone, a side need not find out why none of their rules admits.
+            Side::NotAdmitted { .. } => {
+                let mut policies: Vec<_> = side.selecting().into_iter().cloned().collect();
                 policies.sort_unstable();
                 Self(SideKind::NotAdmitted, Vec::new(), policies)
             }

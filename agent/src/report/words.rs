@@ -36,7 +36,7 @@ pub fn side(direction: Direction, side: &Side) -> String {
             let by: Vec<String> = by.iter().map(ToString::to_string).collect();
             format!("admitted by {}", by.join(", "))
         }
-        Side::NotAdmitted { selecting } => match selecting.as_slice() {
+        Side::NotAdmitted { selecting } => match &**selecting {
             [one] => format!("not admitted: {} selects the pod, and no rule admits it", one.policy),
             many => {
                 let mut names: Vec<String> = many.iter().map(|s| s.policy.to_string()).collect();

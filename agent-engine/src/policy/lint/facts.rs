@@ -1,6 +1,7 @@
 //! What the objects say, grouped so that a selector is compared with each label set once, not with each pod.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt;
 use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
@@ -36,7 +37,7 @@ impl Group<'_> {
 /// A policy by what it isolates.
 struct Isolator {
     policy: Name,
-    wants: Vec<Wanted>,
+    wants: Vec<Wish>,
     ingress: bool,
     egress: bool,
 }
@@ -128,7 +129,9 @@ impl<'a> Facts<'a> {
         let Some(selector) = &peer.namespace_selector else { return Some(vec![own]) };
         let wants = wants(Some(selector));
         let by_name = !wants.is_empty()
-            && wants.iter().all(|w| matches!(w, Wanted::Is { key, .. } if **key == *"kubernetes.io/metadata.name"));
+            && wants
+                .iter()
+                .all(|w| matches!(w, Wish::Valid(Wanted::Is { key, .. }) if **key == *"kubernetes.io/metadata.name"));
         (self.whole_cluster || by_name).then(|| self.namespaces(&wants))
     }
 
@@ -173,7 +176,7 @@ impl<'a> Facts<'a> {
     }
 
     /// Namespaces that a selector matches, those without an object by their name alone.
-    pub fn namespaces(&self, wants: &[Wanted]) -> Vec<&Arc<str>> {
+    pub fn namespaces(&self, wants: &[Wish]) -> Vec<&Arc<str>> {
         let matches = |name: &Arc<str>, labels: Option<&Labels>| match labels {
             Some(labels) => holds_all(wants, labels),
             None => {
@@ -195,7 +198,7 @@ impl<'a> Facts<'a> {
     }
 
     /// The pods of some namespaces that a selector matches.
-    pub fn select(&self, namespaces: &[&Arc<str>], wants: &[Wanted]) -> Vec<&Group<'a>> {
+    pub fn select(&self, namespaces: &[&Arc<str>], wants: &[Wish]) -> Vec<&Group<'a>> {
         namespaces.iter().flat_map(|n| self.pods(n)).filter(|g| holds_all(wants, g.labels)).collect()
     }
 
@@ -205,69 +208,96 @@ impl<'a> Facts<'a> {
     }
 }
 
+/// What a selector asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// Of a key.
+    Valid(Wanted),
+    /// Something that the API server refuses, and nothing has.
+    Invalid { key: Arc<str>, operator: Arc<str> },
+}
+
+impl fmt::Display for Wish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Valid(wanted) => wanted.fmt(f),
+            Self::Invalid { key, operator } => write!(f, "{key} {operator} …"),
+        }
+    }
+}
+
+impl Wish {
+    fn holds(&self, labels: &Labels) -> bool {
+        match self {
+            Self::Valid(Wanted::Is { key, value }) => labels.get(key) == Some(value),
+            Self::Valid(Wanted::In { key, values }) => labels.get(key).is_some_and(|v| values.contains(v)),
+            Self::Valid(Wanted::NotIn { key, values }) => labels.get(key).is_none_or(|v| !values.contains(v)),
+            Self::Valid(Wanted::Exists { key }) => labels.contains_key(key),
+            Self::Valid(Wanted::Absent { key }) => !labels.contains_key(key),
+            Self::Invalid { .. } => false,
+        }
+    }
+
+    /// The key that it is about.
+    pub fn key(&self) -> &Arc<str> {
+        match self {
+            Self::Valid(
+                Wanted::Is { key, .. }
+                | Wanted::In { key, .. }
+                | Wanted::NotIn { key, .. }
+                | Wanted::Exists { key }
+                | Wanted::Absent { key },
+            )
+            | Self::Invalid { key, .. } => key,
+        }
+    }
+
+    /// It asks for a label to be there.
+    pub fn is_positive(&self) -> bool {
+        matches!(self, Self::Valid(Wanted::Is { .. } | Wanted::In { .. } | Wanted::Exists { .. }))
+    }
+}
+
 /// A selector as a list of wishes, all of which have to come true. Absent and empty selectors have none.
-pub(super) fn wants(selector: Option<&LabelSelector>) -> Vec<Wanted> {
+pub(super) fn wants(selector: Option<&LabelSelector>) -> Vec<Wish> {
     let Some(selector) = selector else { return Vec::new() };
     let labels = selector.match_labels.iter().flatten();
-    let labels = labels.map(|(k, v)| Wanted::Is { key: k.as_str().into(), value: v.as_str().into() });
+    let labels = labels.map(|(k, v)| Wish::Valid(Wanted::Is { key: k.as_str().into(), value: v.as_str().into() }));
     let expressions = selector.match_expressions.iter().flatten().map(|e| {
         let key: Arc<str> = e.key.as_str().into();
         let values: Arc<[Arc<str>]> = e.values.iter().flatten().map(|v| v.as_str().into()).collect();
-        match (e.operator.as_str(), values.len()) {
+        Wish::Valid(match (e.operator.as_str(), values.len()) {
             ("In", 1..) => Wanted::In { key, values },
             ("NotIn", 1..) => Wanted::NotIn { key, values },
             ("Exists", 0) => Wanted::Exists { key },
             ("DoesNotExist", 0) => Wanted::Absent { key },
-            (operator, _) => Wanted::Invalid { key, operator: operator.into() },
-        }
+            (operator, _) => return Wish::Invalid { key, operator: operator.into() },
+        })
     });
     labels.chain(expressions).collect()
 }
 
-pub(super) fn holds_all(wants: &[Wanted], labels: &Labels) -> bool {
-    wants.iter().all(|w| holds(w, labels))
-}
-
-pub(super) fn holds(wanted: &Wanted, labels: &Labels) -> bool {
-    match wanted {
-        Wanted::Is { key, value } => labels.get(key) == Some(value),
-        Wanted::In { key, values } => labels.get(key).is_some_and(|v| values.contains(v)),
-        Wanted::NotIn { key, values } => labels.get(key).is_none_or(|v| !values.contains(v)),
-        Wanted::Exists { key } => labels.contains_key(key),
-        Wanted::Absent { key } => !labels.contains_key(key),
-        Wanted::Invalid { .. } => false,
-    }
+pub(super) fn holds_all(wants: &[Wish], labels: &Labels) -> bool {
+    wants.iter().all(|w| w.holds(labels))
 }
 
 /// The selector asks for something that cannot be: it is reported as such, not as one that matches nothing.
-pub(super) fn is_valid(wants: &[Wanted]) -> bool {
-    !wants.iter().any(|w| matches!(w, Wanted::Invalid { .. }))
+pub(super) fn is_valid(wants: &[Wish]) -> bool {
+    !wants.iter().any(|w| matches!(w, Wish::Invalid { .. }))
 }
 
 /// `a=b, c in (d)`, as text.
-pub(super) fn text(wants: &[Wanted]) -> String {
+pub(super) fn text(wants: &[Wish]) -> String {
     let wants: Vec<String> = wants.iter().map(ToString::to_string).collect();
     wants.join(", ")
 }
 
-/// The key that a wish is about.
-pub(super) fn key(wanted: &Wanted) -> &Arc<str> {
-    match wanted {
-        Wanted::Is { key, .. }
-        | Wanted::In { key, .. }
-        | Wanted::NotIn { key, .. }
-        | Wanted::Exists { key }
-        | Wanted::Absent { key }
-        | Wanted::Invalid { key, .. } => key,
-    }
-}
-
 /// Of the pods that come nearest to a selector, one, and what it has instead: `pod x has istio=istiod`. Only where a wish about
 /// a key fails that the pod carries: then it is worth saying.
-pub(super) fn nearest<'g>(wants: &[Wanted], groups: impl Iterator<Item = &'g Group<'g>>) -> Option<String> {
+pub(super) fn nearest<'g>(wants: &[Wish], groups: impl Iterator<Item = &'g Group<'g>>) -> Option<String> {
     let candidates = groups.filter_map(|g| {
-        let failing: Vec<&Wanted> = wants.iter().filter(|w| !holds(w, g.labels)).collect();
-        let (first, value) = failing.iter().find_map(|w| Some((key(w), g.labels.get(key(w))?)))?;
+        let failing: Vec<&Wish> = wants.iter().filter(|w| !w.holds(g.labels)).collect();
+        let (first, value) = failing.iter().find_map(|w| Some((w.key(), g.labels.get(w.key())?)))?;
         Some((failing.len(), format!("pod {} has {first}={value}", g.example.name)))
     });
     candidates.min().map(|(_, text)| text)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 
-use super::facts::{Facts, Group, holds_all, is_valid, key, nearest, text, wants};
+use super::facts::{Facts, Group, Wish, holds_all, is_valid, nearest, text, wants};
 use super::{Level, LintId, Place, Rule, Sink, View};
 use crate::policy::Wanted;
 
@@ -99,27 +99,14 @@ fn scope(namespaces: &[&Arc<str>]) -> String {
     }
 }
 
-fn no_namespace(
-    facts: &Facts<'_>,
-    view: &View<'_>,
-    rule: &Rule<'_>,
-    place: Place,
-    wants: &[Wanted],
-    out: &mut Sink<'_>,
-) {
+fn no_namespace(facts: &Facts<'_>, view: &View<'_>, rule: &Rule<'_>, place: Place, wants: &[Wish], out: &mut Sink<'_>) {
     let keys = facts.namespace_keys();
-    let positive = |w: &&Wanted| matches!(w, Wanted::Is { .. } | Wanted::In { .. } | Wanted::Exists { .. });
-    let unknown = wants.iter().filter(positive).map(key).find(|k| !keys.contains(&***k));
+    let unknown = wants.iter().filter(|w| w.is_positive()).map(Wish::key).find(|k| !keys.contains(&***k));
     let meant = wants.iter().find_map(|w| match w {
-        Wanted::Is { key, value } if **key != *"kubernetes.io/metadata.name" && facts.has_namespace(value) => {
-            Some(value)
+        Wish::Valid(Wanted::Is { key, value }) if **key != *"kubernetes.io/metadata.name" => {
+            facts.has_namespace(value).then_some(value)
         }
-        Wanted::Is { .. }
-        | Wanted::In { .. }
-        | Wanted::NotIn { .. }
-        | Wanted::Exists { .. }
-        | Wanted::Absent { .. }
-        | Wanted::Invalid { .. } => None,
+        Wish::Valid(_) | Wish::Invalid { .. } => None,
     });
     let hint = match meant {
         Some(name) => format!("every namespace carries its name: use kubernetes.io/metadata.name: {name}"),
@@ -149,7 +136,7 @@ fn own_namespace(
     view: &View<'_>,
     rule: &Rule<'_>,
     place: Place,
-    wants: &[Wanted],
+    wants: &[Wish],
     out: &mut Sink<'_>,
 ) -> bool {
     let elsewhere: Vec<&Group<'_>> =

@@ -4,9 +4,8 @@ use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::{IPBlock, NetworkPolicyPeer, NetworkPolicyPort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::facts::wants;
+use super::facts::{Wish, wants};
 use super::{Level, LintId, Place, Rule, Sink, View};
-use crate::policy::Wanted;
 use crate::words::Direction;
 
 pub(super) fn check(view: &View<'_>, out: &mut Sink<'_>) {
@@ -31,8 +30,8 @@ pub(super) fn check(view: &View<'_>, out: &mut Sink<'_>) {
     }
 }
 
-fn selector(wanted: &Wanted, field: &str, place: Place, refuse: &mut impl FnMut(Place, String, &str)) {
-    if let Wanted::Invalid { key, operator } = wanted {
+fn selector(wanted: &Wish, field: &str, place: Place, refuse: &mut impl FnMut(Place, String, &str)) {
+    if let Wish::Invalid { key, operator } = wanted {
         let hint = "In and NotIn take values, Exists and DoesNotExist take none; there is no other operator";
         refuse(place, format!("{field} has the expression {key} {operator}, which is not valid"), hint);
     }
