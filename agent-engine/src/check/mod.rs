@@ -6,6 +6,7 @@
 mod compare;
 mod mutation;
 mod pairs;
+mod repair;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 pub use compare::{Changed, Comparison, compare};
 pub use mutation::{Mutation, Need, RuleMutation};
 pub use pairs::judge_all;
+pub use repair::{Left, Repair, Repaired, repair};
 pub use report::{
     Brief, Case, Counts, Finding, InstanceView, PairReport, Report, SeverityCount, SideKind, VERSION, Verdict, instance,
 };

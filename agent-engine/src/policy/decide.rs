@@ -100,6 +100,16 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// The answer alone, of one side or of both; allocates nothing.
+    pub fn admission(&self, flow: &'a Flow, side: Option<Direction>) -> Admission {
+        let decision = self.decide::<false>(flow);
+        match side {
+            None => decision.admission(),
+            Some(Direction::Egress) => decision.egress.admission(),
+            Some(Direction::Ingress) => decision.ingress.admission(),
+        }
+    }
+
     fn end(&self, endpoint: &'a Endpoint) -> End<'a> {
         match endpoint {
             Endpoint::Pod { name, address } => match self.index.pod(name) {

@@ -7,11 +7,14 @@
 mod admin;
 mod decide;
 mod decision;
+pub mod diff;
 mod explain;
+pub mod fix;
 mod index;
 pub mod lint;
 mod lower;
 mod miss;
+mod patch;
 mod peer;
 mod profile;
 mod program;

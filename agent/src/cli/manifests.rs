@@ -55,10 +55,7 @@ impl Source {
     /// # Errors
     /// When a named path or a catalogue file cannot be read.
     pub fn load(&self) -> anyhow::Result<Loaded> {
-        let dash = |paths: &[PathBuf]| paths.iter().any(|p| p.as_os_str() == "-");
-        if dash(&self.files) && dash(&self.cluster) {
-            bail!("standard input can be read only once: give - to either --filename or --cluster");
-        }
+        one_standard_input(self.files.iter().chain(&self.cluster))?;
         let mut inputs = Inputs::default();
         // What is to be judged replaces what the cluster has under the same name.
         let mut objects = read(&self.cluster, &mut inputs)?;
@@ -100,6 +97,17 @@ impl Reading {
         }
         Ok(catalogue)
     }
+}
+
+/// Standard input has one reader.
+///
+/// # Errors
+/// When - is named twice.
+pub fn one_standard_input<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> anyhow::Result<()> {
+    if paths.into_iter().filter(|p| p.as_os_str() == "-").count() > 1 {
+        bail!("standard input can be read only once: name - only once");
+    }
+    Ok(())
 }
 
 /// Reads manifests, and tells of what is wrong with them on standard error.

@@ -2,9 +2,11 @@
 //! says whether all is fine (0), something was found (1), or it could not be told (2).
 
 mod check;
+mod diff;
 pub mod doctor;
 mod doctor_args;
 mod explain;
+mod fix;
 mod flows;
 mod manifests;
 mod out;
@@ -37,6 +39,10 @@ enum Command {
     Check(check::Check),
     /// Say what policies make of one connection, and why
     Explain(explain::Explain),
+    /// Propose the smallest policies that open what is denied
+    Fix(fix::Fix),
+    /// Compare two sets of policies by what opens and what closes
+    Diff(diff::Diff),
     /// Show what the agent on this node knows of the required flows
     Status(status::Status),
     /// Say what this node's kernel offers, which probes work and what is missing
@@ -72,6 +78,8 @@ pub fn main() -> ExitCode {
         Command::Run(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Explain(command) => command.run(),
+        Command::Fix(command) => command.run(),
+        Command::Diff(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Doctor(command) => command.run(),
         Command::Flows(command) => command.run(),

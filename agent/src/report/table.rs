@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use anstyle::{AnsiColor, Style};
+use anstyle::{AnsiColor, Color, Style};
 use weir_engine::check::{Finding, InstanceView, Mutation, Need, PairReport, Verdict};
 use weir_engine::policy::lint::Level;
 use weir_engine::requirement::Severity;
@@ -55,6 +55,13 @@ pub(crate) struct Page {
 }
 
 impl Page {
+    /// What is wrong.
+    pub const RED: Style = Style::new().bold().fg_color(Some(Color::Ansi(AnsiColor::Red)));
+    /// What is doubtful.
+    pub const YELLOW: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::Yellow)));
+    /// What is well.
+    pub const GREEN: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::Green)));
+
     /// One paragraph; lines after the first are indented two columns more.
     pub fn line(&mut self, indent: usize, text: &str) {
         self.styled(indent, "", Style::new(), text);
@@ -96,18 +103,6 @@ impl Page {
     }
 }
 
-fn red() -> Style {
-    Style::new().bold().fg_color(Some(AnsiColor::Red.into()))
-}
-
-fn yellow() -> Style {
-    Style::new().fg_color(Some(AnsiColor::Yellow.into()))
-}
-
-fn green() -> Style {
-    Style::new().fg_color(Some(AnsiColor::Green.into()))
-}
-
 /// Pairs of one flow that fare alike for one reason are told together.
 type Group<'a> = ((Severity, &'a str, Vec<String>), Vec<&'a PairReport>);
 
@@ -126,9 +121,9 @@ fn pairs(page: &mut Page, checked: &Checked, verdict: Verdict, show: &Show) {
     for ((severity, flow, reasons), pairs) in groups.iter().take(shown) {
         page.gap();
         let (word, style) = match verdict {
-            Verdict::Denied => ("denied", red()),
-            Verdict::Undecidable => ("undecidable", yellow()),
-            Verdict::Admitted => ("admitted", green()),
+            Verdict::Denied => ("denied", Page::RED),
+            Verdict::Undecidable => ("undecidable", Page::YELLOW),
+            Verdict::Admitted => ("admitted", Page::GREEN),
         };
         let first = pairs[0];
         page.styled(0, word, style, &format!("{severity} {flow} ({}): {}", first.code, first.purpose));
@@ -157,7 +152,7 @@ fn pairs(page: &mut Page, checked: &Checked, verdict: Verdict, show: &Show) {
 fn admitted(page: &mut Page, checked: &Checked) {
     page.gap();
     for pair in checked.report.pairs.iter().filter(|p| p.verdict == Verdict::Admitted) {
-        page.styled(0, "admitted", green(), &format!("{} {} {}", pair.severity, pair.flow, words::pair(pair)));
+        page.styled(0, "admitted", Page::GREEN, &format!("{} {} {}", pair.severity, pair.flow, words::pair(pair)));
     }
 }
 
@@ -168,8 +163,8 @@ fn lints(page: &mut Page, checked: &Checked, show: &Show) {
         let lint = &finding.lint;
         page.gap();
         let style = match lint.level {
-            Level::Error => red(),
-            Level::Warning => yellow(),
+            Level::Error => Page::RED,
+            Level::Warning => Page::YELLOW,
             Level::Note => Style::new(),
         };
         page.styled(0, lint.level.as_str(), style, &format!("{} {}", lint.id, words::place(lint)));
@@ -194,8 +189,8 @@ fn problems(page: &mut Page, checked: &Checked) {
     page.gap();
     for problem in checked.inputs.problems.iter().take(MAX_GROUPS) {
         let (word, style) = match problem.severity {
-            Damage::Error => ("not read", red()),
-            Damage::Warning => ("doubtful", yellow()),
+            Damage::Error => ("not read", Page::RED),
+            Damage::Warning => ("doubtful", Page::YELLOW),
         };
         page.styled(0, word, style, &problem.to_string());
     }
@@ -245,7 +240,7 @@ fn summary(page: &mut Page, checked: &Checked) {
     );
     page.line(0, &text);
     for reason in &checked.weakened {
-        page.styled(0, "Weakened:", yellow(), reason);
+        page.styled(0, "Weakened:", Page::YELLOW, reason);
     }
 }
 
@@ -258,7 +253,7 @@ fn next(page: &mut Page, checked: &Checked, show: &Show) {
         Some(format!("weir explain {source} {destination} {}/{}", p.port, p.protocol))
     });
     match (checked.conclusion, explain) {
-        (Conclusion::Fine, _) => page.styled(0, "Fine:", green(), "every required flow is admitted."),
+        (Conclusion::Fine, _) => page.styled(0, "Fine:", Page::GREEN, "every required flow is admitted."),
         (_, None) if checked.inputs.broken() > 0 => {
             page.line(0, "Next: repair the documents named above, then check again.")
         }

@@ -1,10 +1,11 @@
 //! The sentences that all formats share.
 
 use weir_engine::check::{Case, Finding, PairReport};
+use weir_engine::policy::diff::WorkloadDifference;
 use weir_engine::policy::lint::Lint;
-use weir_engine::policy::{Miss, Selecting, Side, Why};
+use weir_engine::policy::{Admission, Miss, Selecting, Side, Why};
 use weir_engine::snapshot::EndView;
-use weir_engine::words::Direction;
+use weir_engine::words::{Direction, Workload};
 
 /// One end: `app/web`, or what it is where it is no workload.
 #[must_use]
@@ -128,6 +129,20 @@ pub fn origin(lint: &Lint) -> Option<String> {
 pub fn blocks(finding: &Finding) -> Option<String> {
     let flows: Vec<&str> = finding.blocks.iter().map(|f| &**f).collect();
     (!flows.is_empty()).then(|| format!("blocks {}", flows.join(", ")))
+}
+
+/// `opens shop/cart → shop/stock TCP 80, 8080-8090`.
+#[must_use]
+pub fn difference(d: &WorkloadDifference) -> String {
+    let end = |w: &Option<Workload>| w.as_ref().map_or_else(|| "outside".to_owned(), ToString::to_string);
+    let what = match d.after {
+        Admission::Admitted => "opens",
+        Admission::NotAdmitted => "closes",
+        Admission::Undecidable => "becomes undecidable:",
+    };
+    let ports: Vec<String> = d.ports.iter().map(ToString::to_string).collect();
+    let pairs = if d.pairs > 1 { format!(" ({} pairs of pods)", d.pairs) } else { String::new() };
+    format!("{what} {} → {} {} {}{pairs}", end(&d.source), end(&d.destination), d.protocol, ports.join(", "))
 }
 
 /// `1 pair`, `2 pairs`.

@@ -1,6 +1,5 @@
 //! The page of `weir explain`: the verdict, then each side with its nearest miss, then what to do.
 
-use anstyle::{AnsiColor, Style};
 use weir_engine::check::{Case, Verdict};
 use weir_engine::cluster::Cluster;
 use weir_engine::policy::Side;
@@ -42,9 +41,9 @@ pub(super) fn render(explanation: &Explanation, cluster: &Cluster, inputs: &Inpu
 fn one(page: &mut Page, explanation: &Explanation, answer: &Answer, cluster: &Cluster) {
     let Some(worst) = answer.cases.first() else { return };
     let (word, style) = match answer.verdict {
-        Verdict::Denied => ("DENIED", Style::new().bold().fg_color(Some(AnsiColor::Red.into()))),
-        Verdict::Undecidable => ("UNDECIDABLE", Style::new().fg_color(Some(AnsiColor::Yellow.into()))),
-        Verdict::Admitted => ("ADMITTED", Style::new().fg_color(Some(AnsiColor::Green.into()))),
+        Verdict::Denied => ("DENIED", Page::RED),
+        Verdict::Undecidable => ("UNDECIDABLE", Page::YELLOW),
+        Verdict::Admitted => ("ADMITTED", Page::GREEN),
     };
     page.styled(0, word, style, &format!("{}, {} {}", ends_of(worst), explanation.protocol, answer.port));
     if worst.count < answer.instances {
