@@ -11,6 +11,7 @@ pub mod diff;
 mod explain;
 pub mod fix;
 mod index;
+pub mod lint;
 mod lower;
 mod miss;
 mod patch;
