@@ -247,6 +247,14 @@ impl Probes {
         }
     }
 
+    /// Watches these destination ports from now on, in place of those before.
+    ///
+    /// # Errors
+    /// [`ProbeError`] when the kernel does not take them.
+    pub fn watch(&mut self, ports: &BTreeSet<u16>) -> Result<(), ProbeError> {
+        load::watch(&mut self.ebpf, ports)
+    }
+
     /// Reads the probes' counters.
     #[must_use]
     pub fn counters(&self) -> Counters {

@@ -49,6 +49,10 @@ impl Observer for Kernel {
         self.probes.status().iter().map(view).collect()
     }
 
+    fn watch(&mut self, ports: &BTreeSet<u16>) -> anyhow::Result<()> {
+        Ok(self.probes.watch(ports)?)
+    }
+
     fn lost(&mut self) -> Vec<(&'static str, u64)> {
         let counters = self.probes.counters();
         // Aggregated drops are no loss: a later event carries their number.
