@@ -265,8 +265,8 @@ impl Rehearsal {
             }
             // What comes from a pod's own node is the kubelet's, whoever sent it.
             End::Node { name, .. } => match kind {
-                "kubelet" => self.node_of(other) == Some(name),
-                "node" => self.node_of(other) != Some(name),
+                "kubelet" => self.node_of(other) == Some(name.as_str()),
+                "node" => self.node_of(other) != Some(name.as_str()),
                 _ => kind == "api-server",
             },
             End::Ip(_) => matches!(kind, "external" | "api-server" | "node-local-dns"),
@@ -275,7 +275,7 @@ impl Rehearsal {
 }
 
 impl Rehearsal {
-    fn node_of(&self, end: &End) -> Option<&str> {
+    fn node_of<'a>(&'a self, end: &'a End) -> Option<&'a str> {
         match end {
             End::Pod(key) => self.mesh.cluster.pod(key)?.spec.as_ref()?.node_name.as_deref(),
             End::Node { name, .. } => Some(name),

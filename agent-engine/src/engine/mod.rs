@@ -21,7 +21,7 @@ use crate::identity::{Identity, Peer};
 use crate::ledger::{Dirty, Ledger, NO_FLOW, Spans, is_policy};
 use crate::observation::Observation;
 use crate::policy::{Endpoint, Policies};
-use crate::requirement::{Catalogue, Pair, PortSource, Resolver, Role};
+use crate::requirement::{Catalogue, End, Pair, PortSource, Resolver, Role};
 use crate::snapshot::Edit;
 pub use crate::snapshot::{Snapshot, Transition};
 pub use crate::time::Time;
@@ -337,6 +337,15 @@ impl Engine {
                 let attempt = Arc::new(attempt.clone());
                 let denied = matches!(attempt.outcome, Outcome::Dropped | Outcome::Rejected);
                 let masked = established && self.is_masked(&attempt);
+                let grown = targets.iter().filter(|t| t.key.destination == End::External).any(|t| {
+                    self.resolver.learn_address(&t.key, attempt.judged().destination, now)
+                });
+                if grown {
+                    self.dirty.topology = true;
+                    self.judge_at = self.judge_at.or(Some(now.plus(DEBOUNCE)));
+                    self.queue.push_front(Arc::unwrap_or_clone(attempt));
+                    return;
+                }
                 // That one of several backends fails says nothing about the others.
                 for target in targets.into_iter().filter(|t| !t.ambiguous || established || denied) {
                     if masked && self.is_application(&target.key.flow) {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::declared;
 use super::catalogue::{Catalogue, PortSource, Requirement};
 use super::learn::Learnt;
 use super::pair::{End, Pair, PairKey};
@@ -87,7 +88,7 @@ impl Resolver {
                 true
             }
             Kind::Node | Kind::Service | Kind::EndpointSlice => true,
-            _ => false,
+            kind => declared::KINDS.contains(&kind),
         }
     }
 
@@ -143,9 +144,15 @@ impl Resolver {
                 }
             }
         }
+        // What was learnt knows the addresses that a declared host has only been guessed to have: it comes first.
         for (key, learnt) in &self.learnt {
             if let Some(requirement) = self.catalogue.flow(&key.flow) {
                 world.learnt(requirement, key, learnt, &mut pairs);
+            }
+        }
+        for pair in declared::pairs(cluster, &self.roles, &self.catalogue) {
+            if pair.instances().next().is_some() {
+                pairs.entry(pair.key.clone()).or_insert(pair);
             }
         }
         pairs

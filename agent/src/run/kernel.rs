@@ -60,6 +60,7 @@ impl Observer for Kernel {
             ("ring-buffer", counters.lost_events),
             ("attempt-map", counters.lost_attempts),
             ("drop-rate-limit", counters.suppressed_drops),
+            ("drop-recursion", counters.skipped_drops),
             ("probe-recursion", counters.skipped_runs),
             ("decode", counters.malformed_events),
         ]
