@@ -63,24 +63,28 @@ struct Count {
     uses: BTreeMap<Option<SpaceId>, u32>,
 }
 
-/// Pods of one namespace with one label set.
+/// Pods of one namespace with one label set. What every decision reads comes first and fills one cache line.
 #[derive(Clone, Debug)]
+#[repr(C)]
 pub(super) struct Group {
+    /// Labels of the namespace, then of the pods, side by side.
+    set: LabelSet,
+    /// NetworkPolicies that select these pods, per direction; none where there are none.
+    selecting: [Option<Arc<Program>>; 2],
+    /// Cluster-wide policies that select these pods, if any.
+    admin: Option<Box<Admin>>,
+    /// Where the labels of the pods begin.
+    split: u32,
     pub space: SpaceId,
     pub namespace: Arc<str>,
     pub labels: Labels,
     pub namespace_labels: Labels,
-    /// Labels of the namespace, then of the pods, side by side.
-    set: LabelSet,
-    /// Where those of the pods begin.
-    split: usize,
-    /// NetworkPolicies that select these pods, per direction; none where there are none.
-    selecting: [Option<Arc<Program>>; 2],
-    /// Cluster-wide policies that select these pods, in the order in which they are asked, per direction.
-    admin: [Arc<[Arc<Lowered>]>; 2],
     pub services: Box<[Arc<ServiceEntry>]>,
     uses: u32,
 }
+
+/// Cluster-wide policies in the order in which they are asked, per direction.
+type Admin = [Box<[Arc<Lowered>]>; 2];
 
 /// A Service with a selector: what its ports are on the pods.
 #[derive(Clone, Debug)]
@@ -111,16 +115,16 @@ impl Group {
 
     /// Labels of its namespace.
     pub fn namespace_set(&self) -> &Set {
-        &self.set[..self.split]
+        &self.set[..self.split as usize]
     }
 
     /// Labels of its pods.
     pub fn pod_set(&self) -> &Set {
-        &self.set[self.split..]
+        &self.set[self.split as usize..]
     }
 
     pub fn admin(&self, direction: Direction) -> &[Arc<Lowered>] {
-        &self.admin[direction as usize]
+        self.admin.as_ref().map_or(&[], |admin| &admin[direction as usize])
     }
 }
 
@@ -240,9 +244,9 @@ impl Index {
             labels: labels.clone(),
             namespace_labels: of_space.labels.clone(),
             set: of_space.set.iter().chain(&own).copied().collect(),
-            split: of_space.set.len(),
+            split: len(&of_space.set),
             selecting: Default::default(),
-            admin: [Arc::from([]), Arc::from([])],
+            admin: None,
             services: Box::default(),
             uses: 1,
         };
@@ -356,7 +360,7 @@ impl Index {
         let group = self.groups.get(id);
         let space = self.spaces.get(group.space);
         let set = space.set.iter().chain(group.pod_set()).copied().collect();
-        let (split, namespace_labels) = (space.set.len(), space.labels.clone());
+        let (split, namespace_labels) = (len(&space.set), space.labels.clone());
         let group = self.group_mut(id);
         (group.set, group.split, group.namespace_labels) = (set, split, namespace_labels);
     }
@@ -494,10 +498,11 @@ impl Index {
         let selects = |p: &Lowered| {
             p.subject.namespaces.as_ref().is_some_and(|s| s.matches(space)) && p.subject.pods.matches(group.pod_set())
         };
-        let admin = [Direction::Egress, Direction::Ingress].map(|direction| {
+        let admin: Admin = [Direction::Egress, Direction::Ingress].map(|direction| {
             self.cluster_wide.values().filter(|p| p.affects(direction) && selects(p)).cloned().collect()
         });
-        self.group_mut(id).admin = admin;
+        let any = admin.iter().any(|policies| !policies.is_empty());
+        self.group_mut(id).admin = any.then(|| Box::new(admin));
     }
 
     fn select_services(&mut self, id: GroupId) {
@@ -513,6 +518,10 @@ impl Index {
 fn namespace_labels(cluster: &Cluster, name: &Arc<str>) -> Labels {
     let by_reference = || [(Arc::from("kubernetes.io/metadata.name"), name.clone())].into_iter().collect();
     cluster.namespace(name).map_or_else(by_reference, |n| n.labels.clone())
+}
+
+fn len(set: &Set) -> u32 {
+    u32::try_from(set.len()).expect("fewer than 2^32 labels fit in memory")
 }
 
 /// Values under small numbers that are used again.
