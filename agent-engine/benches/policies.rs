@@ -1,5 +1,7 @@
 //! What the policy engine costs, as a table: load, decisions, changes, memory, all pairs. `cargo bench -p weir-engine`.
 
+#![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "a bench measures time")]
+
 mod synthetic;
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::decide::{Peers, Query};
-use super::index::SpaceId;
+use super::group::SpaceId;
 use super::lower::{Lowered, Peer, Port};
 use super::peer::{Far, FarKind, Hit};
 use super::selector::{Selector, Symbol, Test};
