@@ -15,9 +15,12 @@ use fixture::{End, Expected, Fixture, State};
 use nix::sys::resource::{UsageWho, getrusage};
 use weir::cluster::manifests;
 use weir::report::words;
-use weir_engine::check::{Case, InstanceView, Model, Options, Report, Verdict, check};
+use weir_engine::check::{
+    Case, InstanceView, Model, Options, Report, Verdict, check, compare as compare_reports, repair,
+};
 use weir_engine::cluster::{Object, Origin};
-use weir_engine::policy::{Profile, Side};
+use weir_engine::policy::diff::diff;
+use weir_engine::policy::{Admission, Profile, Side};
 use weir_engine::requirement::Catalogue;
 use weir_engine::words::{Direction, Name};
 
@@ -132,6 +135,33 @@ fn fixtures_mutation_equals_deleting() {
         }
     }
     assert!(needed > 0 && idle > 0, "{needed} needed, {idle} idle");
+}
+
+/// What `weir fix` proposes opens every flow that is denied, closes none that was open, and says what else it opens.
+#[test]
+fn fixtures_fix_opens_everything_and_closes_nothing() {
+    let mut opened = 0;
+    for fixture in fixture::all() {
+        for (name, state) in &fixture.states {
+            let what = format!("{} {name}", fixture.file);
+            let before = model(&fixture, state);
+            let mut after = before.clone();
+            let repair = repair(&mut after, |_| true);
+            opened += repair.denied_before;
+            assert_eq!(repair.unfixable, [], "{what}");
+            // Applied to a fresh model, as a user would.
+            let patches = repair.policies.iter();
+            let patches = patches.map(|r| (Object::NetworkPolicy(Box::new(r.policy.clone())), Origin::default()));
+            let objects = objects(&fixture, state).into_iter().chain(patches);
+            let applied = Model::new(objects, Catalogue::built_in(), Profile::Spec);
+            let (was, is) = (report(&before), report(&applied));
+            assert_eq!(is.counts.denied, 0, "{what}: {:?}", is.pairs.first());
+            assert!(compare_reports(&was, &is).closed.is_empty(), "{what}");
+            let changes = diff((&before.cluster, &before.policies), (&applied.cluster, &applied.policies));
+            assert!(changes.iter().all(|c| c.after != Admission::NotAdmitted), "{what}: {changes:?}");
+        }
+    }
+    assert!(opened > 0);
 }
 
 /// 5,000 pods and 400 policies in less than 2 s and 300 MiB, where the build is one to be measured.
