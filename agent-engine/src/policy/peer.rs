@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::decide::{Peers, family};
 use super::decision::{NotAPod, RuleRef, Undecided};
-use super::index::{Facts, Group};
+use super::group::{Facts, Group};
 use super::lower::Peer;
 use super::selector::Selector;
 use crate::cluster::Cluster;
