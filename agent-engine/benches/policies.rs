@@ -4,7 +4,6 @@
     clippy::disallowed_methods,
     reason = "a benchmark reads the clock; the core does not"
 )]
-
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "a bench measures time")]
 
 mod synthetic;

@@ -12,6 +12,9 @@ use crate::cluster::{Cluster, ContainerPort, Labels, Pod};
 use crate::policy::Wanted;
 use crate::words::{Direction, Name, Protocol};
 
+/// What selectors and ports see of a pod.
+type Looks<'a> = (&'a Arc<str>, &'a Labels, bool, &'a Arc<[ContainerPort]>);
+
 /// Pods of one namespace that selectors and ports cannot tell apart.
 pub(super) struct Group<'a> {
     /// One of them.
@@ -54,7 +57,7 @@ pub(super) struct Facts<'a> {
 impl<'a> Facts<'a> {
     pub fn new(cluster: &'a Cluster) -> Self {
         let mut groups: BTreeMap<Arc<str>, Vec<Group<'a>>> = BTreeMap::new();
-        let mut known: HashSet<(&Arc<str>, &Labels, bool, &Arc<[ContainerPort]>)> = HashSet::new();
+        let mut known: HashSet<Looks<'_>> = HashSet::new();
         for pod in cluster.pods().filter(|p| !p.finished()) {
             let key = (&pod.name.namespace, &pod.labels, pod.host_network, &pod.ports);
             if known.insert(key) {
