@@ -12,9 +12,6 @@ use crate::cluster::{Cluster, ContainerPort, Labels, Pod};
 use crate::policy::Wanted;
 use crate::words::{Direction, Name, Protocol};
 
-/// What selectors and ports see of a pod.
-type Looks<'a> = (&'a Arc<str>, &'a Labels, bool, &'a Arc<[ContainerPort]>);
-
 /// Pods of one namespace that selectors and ports cannot tell apart.
 pub(super) struct Group<'a> {
     /// One of them.
@@ -28,6 +25,9 @@ pub(super) struct Group<'a> {
     /// Ports that Services lead to, `(Service's name, Service port, pod port, protocol)`.
     pub served: Vec<(Arc<str>, u16, u16, Protocol)>,
 }
+
+/// What makes pods alike to every policy: namespace, labels, host network, ports.
+type Class<'a> = (&'a Arc<str>, &'a Labels, bool, &'a Arc<[ContainerPort]>);
 
 impl Group<'_> {
     /// A container declares the port, or a Service leads to it.
@@ -57,7 +57,7 @@ pub(super) struct Facts<'a> {
 impl<'a> Facts<'a> {
     pub fn new(cluster: &'a Cluster) -> Self {
         let mut groups: BTreeMap<Arc<str>, Vec<Group<'a>>> = BTreeMap::new();
-        let mut known: HashSet<Looks<'_>> = HashSet::new();
+        let mut known: HashSet<Class<'_>> = HashSet::new();
         for pod in cluster.pods().filter(|p| !p.finished()) {
             let key = (&pod.name.namespace, &pod.labels, pod.host_network, &pod.ports);
             if known.insert(key) {
