@@ -1,15 +1,13 @@
 //! Pods, reduced.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 
+use super::Kind;
+use super::labels::{Labels, labels_of};
 use crate::words::{Name, Protocol, Workload};
-
-/// Labels or annotations.
-pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
 /// `status.phase`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,7 +26,7 @@ pub enum Phase {
 }
 
 /// A declared container port: what named ports resolve to.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContainerPort {
     /// `name`, empty where there is none.
     pub name: Arc<str>,
@@ -54,11 +52,11 @@ pub struct Pod {
     /// `spec.hostNetwork`.
     pub host_network: bool,
     /// `status.podIPs`.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Arc<[IpAddr]>,
     /// Ports of all containers, native sidecars included.
-    pub ports: Vec<ContainerPort>,
+    pub ports: Arc<[ContainerPort]>,
     /// Names of all containers, native sidecars (init containers with restartPolicy Always) included.
-    pub containers: Vec<Arc<str>>,
+    pub containers: Arc<[Arc<str>]>,
     /// `status.phase`.
     pub phase: Phase,
     /// `metadata.creationTimestamp` or `status.startTime`, seconds since the epoch.
@@ -95,7 +93,7 @@ impl Pod {
                     let mut all: Vec<IpAddr> = all.chain(s.pod_ip.iter().filter_map(|ip| ip.parse().ok())).collect();
                     let mut seen = std::collections::BTreeSet::new();
                     all.retain(|ip| seen.insert(*ip));
-                    all
+                    all.into()
                 })
                 .unwrap_or_default(),
             ports: containers
@@ -125,6 +123,33 @@ impl Pod {
             name,
         }
     }
+
+    /// The pod template of a workload, standing for its pods. Its name is `kind/name` in lower case, which no pod can have.
+    #[must_use]
+    pub fn from_template(kind: Kind, o: &core::Pod) -> Self {
+        let mut pod = Self::from_api(o);
+        let owned = o.metadata.owner_references.iter().flatten().next().is_some();
+        let name = pod.name.name.clone();
+        if !owned {
+            pod.workload =
+                Workload { namespace: pod.name.namespace.clone(), kind: kind.as_str().into(), name: name.clone() };
+        }
+        pod.name.name = Self::template_name(kind, &name);
+        pod.template = true;
+        pod
+    }
+
+    /// Under which name the template of a workload is known.
+    #[must_use]
+    pub fn template_name(kind: Kind, name: &str) -> Arc<str> {
+        format!("{}/{name}", kind.as_str().to_ascii_lowercase()).into()
+    }
+
+    /// It ended: its address may be another pod's by now.
+    #[must_use]
+    pub fn finished(&self) -> bool {
+        matches!(self.phase, Phase::Succeeded | Phase::Failed)
+    }
 }
 
 /// `TCP`, `UDP`, `SCTP`, or the default where absent; `None` for anything else.
@@ -136,12 +161,6 @@ pub fn protocol(text: Option<&str>) -> Option<Protocol> {
         Some("SCTP") => Some(Protocol::Sctp),
         Some(_) => None,
     }
-}
-
-/// Labels as Weir keeps them.
-#[must_use]
-pub fn labels_of(map: Option<&BTreeMap<String, String>>) -> Labels {
-    map.into_iter().flatten().map(|(k, v)| (k.as_str().into(), v.as_str().into())).collect()
 }
 
 /// The owner by `metadata.ownerReferences`; a ReplicaSet whose name ends in the pod-template-hash is its Deployment's.
@@ -156,6 +175,10 @@ fn workload(o: &core::Pod, pod: &Name, labels: &Labels) -> Workload {
             Some(name) => ("Deployment", name),
             None => ("ReplicaSet", r.name.as_str().into()),
         },
+        Some(r) if r.kind == "Job" => match cron_job(&r.name) {
+            Some(name) => ("CronJob", name.into()),
+            None => ("Job", r.name.as_str().into()),
+        },
         Some(r) => (r.kind.as_str(), r.name.as_str().into()),
         None => match pod.name.rsplit_once('-').and_then(|(set, _)| deployment_of(set)) {
             Some(name) => ("Deployment", name),
@@ -163,4 +186,10 @@ fn workload(o: &core::Pod, pod: &Name, labels: &Labels) -> Workload {
         },
     };
     Workload { namespace: pod.namespace.clone(), kind: kind.into(), name }
+}
+
+/// A CronJob names its Jobs after itself and the minute, counted since the epoch (`cronjob_controllerv2.go`, `getJobName`).
+fn cron_job(job: &str) -> Option<&str> {
+    let (name, minute) = job.rsplit_once('-')?;
+    ((8..=10).contains(&minute.len()) && minute.bytes().all(|b| b.is_ascii_digit())).then_some(name)
 }

@@ -8,7 +8,9 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Cluster;
-use super::pod::{Labels, labels_of, protocol};
+use super::Pod;
+use super::labels::{Labels, labels_of};
+use super::pod::protocol;
 use crate::words::{Name, Protocol};
 
 /// `spec.ports[].targetPort`.
@@ -136,28 +138,39 @@ pub(super) fn resolve(cluster: &Cluster, name: &Name, wanted: Protocol, port: u1
     let Some(service) = cluster.service(name) else { return Vec::new() };
     let Some(entry) = service.ports.iter().find(|p| p.port == port && p.protocol == wanted) else { return Vec::new() };
     let mut found: Vec<(IpAddr, u16)> = cluster
-        .slices()
-        .filter(|s| s.service.as_ref() == Some(name))
+        .slices_of(name)
         .flat_map(|s| {
             let port =
                 s.ports.iter().find(|(n, _, proto)| *n == entry.name && *proto == wanted).map(|(_, port, _)| *port);
             s.addresses.iter().filter_map(move |a| Some((*a, port?)))
         })
         .collect();
-    if found.is_empty() && !service.selector.is_empty() {
-        let selected = cluster
-            .pods()
-            .filter(|p| p.name.namespace == name.namespace && !p.template)
-            .filter(|p| service.selector.iter().all(|(k, v)| p.labels.get(k) == Some(v)));
-        for pod in selected {
-            let port = match &entry.target {
-                TargetPort::Number(n) => Some(*n),
-                TargetPort::Name(n) => pod.ports.iter().find(|p| p.name == *n && p.protocol == wanted).map(|p| p.port),
-            };
-            found.extend(pod.addresses.iter().filter_map(|a| Some((*a, port?))));
+    if found.is_empty() {
+        for (pod, port) in selected(cluster, service, entry) {
+            found.extend(pod.addresses.iter().map(|a| (*a, port)));
         }
     }
     found.sort_unstable();
     found.dedup();
     found
+}
+
+/// The pods and templates that a Service's selector names, with the pod port its port leads to.
+pub(super) fn selected<'a>(
+    cluster: &'a Cluster,
+    service: &'a Service,
+    entry: &'a ServicePort,
+) -> impl Iterator<Item = (&'a Pod, u16)> {
+    let pods = (!service.selector.is_empty()).then(|| cluster.pods_in(&service.name.namespace)).into_iter().flatten();
+    pods.filter(|p| !p.finished() && service.selector.iter().all(|(k, v)| p.labels.get(k) == Some(v))).filter_map(
+        |pod| {
+            let port = match &entry.target {
+                TargetPort::Number(n) => Some(*n),
+                TargetPort::Name(n) => {
+                    pod.ports.iter().find(|p| p.name == *n && p.protocol == entry.protocol).map(|p| p.port)
+                }
+            };
+            Some((pod, port?))
+        },
+    )
 }

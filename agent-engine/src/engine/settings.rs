@@ -1,0 +1,52 @@
+//! What the engine is told once, at its start.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The ports watched unless told otherwise: DNS, API servers, webhooks, Istio's own, and the usual HTTP ports.
+pub const WATCHED_PORTS: [u16; 14] =
+    [53, 80, 443, 6443, 8080, 8443, 15008, 15010, 15012, 15014, 15017, 15020, 15021, 15090];
+
+/// The engine's settings. Part of a recording: the same settings and inputs give the same outputs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// How long evidence counts.
+    pub window: Duration,
+    /// How long after a policy change or a pod's start a disagreement of model and traffic is put down to lag.
+    pub grace: Duration,
+    /// Nanoseconds to add to a [`Time`](crate::time::Time) for nanoseconds since the Unix epoch; 0 where unknown.
+    pub wall_offset_ns: i64,
+    /// Ports that the probes watch. A pair on another port cannot be seen and is never called silent for it.
+    pub watched_ports: Vec<u16>,
+    /// Nodes whose traffic this agent's kernel sees; empty means all of them (a test kernel plays every node).
+    pub nodes: Vec<String>,
+    /// Pairs kept at most.
+    pub max_pairs: usize,
+    /// Open attempts kept at most.
+    pub max_attempts: usize,
+    /// Series of the drop counter at most.
+    pub max_drop_series: usize,
+    /// Transitions waiting to be fetched at most.
+    pub max_transitions: usize,
+    /// Ends learnt from traffic at most.
+    pub max_learnt: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            window: Duration::from_secs(300),
+            grace: Duration::from_secs(10),
+            wall_offset_ns: 0,
+            watched_ports: WATCHED_PORTS.to_vec(),
+            nodes: Vec::new(),
+            max_pairs: 20_000,
+            max_attempts: 65_536,
+            max_drop_series: 512,
+            max_transitions: 4_096,
+            max_learnt: 1_024,
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! The probes from user space: load, read events, report what is on.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), weir::probes::ProbeError> {
+//! use weir::probes::{ProbeSettings, Probes};
+//! let mut probes = Probes::load(&ProbeSettings::default())?;
+//! for status in probes.status() {
+//!     println!("{} on {}: {:?}", status.name, status.hook, status.reason);
+//! }
+//! let mut batch = Vec::new();
+//! loop {
+//!     probes.next_batch(&mut batch).await?;
+//!     for event in batch.drain(..) {
+//!         println!("{event:?}");
+//!     }
+//! }
+//! # }
+//! ```
+//!
+//! Programs and links are file descriptors of this process: dropping [`Probes`] detaches them, and so does any death of the
+//! process. Nothing is pinned.
+
+pub mod btf;
+mod load;
+pub mod symbols;
+
+use std::{collections::BTreeSet, io, path::PathBuf, time::Duration};
+
+use aya::{
+    Ebpf,
+    maps::{MapData, PerCpuArray, RingBuf},
+};
+use aya_log::EbpfLogger;
+use serde::Serialize;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{Interval, MissedTickBehavior, interval},
+};
+use weir_common::{Event, counter};
+
+pub use load::root_cgroup;
+
+/// The probes as built for the kernel; empty where they were not built.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir-ebpf"));
+
+/// Ports watched unless set otherwise: DNS, HTTP(S), the API server, Istio's proxies and control plane.
+pub const DEFAULT_PORTS: [u16; 14] =
+    [53, 80, 443, 6443, 8080, 8443, 15008, 15010, 15012, 15014, 15017, 15020, 15021, 15090];
+
+/// How often the ring buffer is drained. The probes wake the agent earlier only when much is waiting.
+const DRAIN: Duration = Duration::from_millis(100);
+
+/// What to load and where to find the kernel's facts.
+#[derive(Clone, Debug)]
+pub struct ProbeSettings {
+    /// Destination ports of interest, TCP and UDP.
+    pub ports: BTreeSet<u16>,
+    /// The kernel's BTF.
+    pub btf: PathBuf,
+    /// Root of cgroup v2; `None`: as the mount table says.
+    pub cgroup: Option<PathBuf>,
+    /// Addresses of kernel functions.
+    pub kallsyms: PathBuf,
+    /// Size of the ring buffer in bytes: a power of two, and of pages.
+    pub ring_bytes: u32,
+}
+
+impl Default for ProbeSettings {
+    fn default() -> Self {
+        Self {
+            ports: DEFAULT_PORTS.into(),
+            btf: "/sys/kernel/btf/vmlinux".into(),
+            cgroup: None,
+            kallsyms: "/proc/kallsyms".into(),
+            ring_bytes: 1 << 20,
+        }
+    }
+}
+
+/// Whether one probe is on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProbeStatus {
+    /// `tcp_state`, `packet_drop`, …
+    pub name: &'static str,
+    /// `skb:kfree_skb`, `cgroup:sock_release`, …
+    pub hook: String,
+    /// Loaded and attached.
+    pub active: bool,
+    /// Why not.
+    pub reason: Option<String>,
+}
+
+/// What the probes have counted since they were loaded, all CPUs together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// Events written.
+    pub events: u64,
+    /// Events lost because the ring buffer was full.
+    pub lost_events: u64,
+    /// Attempts that could not be remembered.
+    pub lost_attempts: u64,
+    /// Drops counted into a later event of their kind: no loss.
+    pub aggregated_drops: u64,
+    /// Drops of a new kind held back by the rate limit.
+    pub suppressed_drops: u64,
+    /// Runs that the kernel skipped because the same program was already running on that CPU.
+    pub skipped_runs: u64,
+    /// Events whose bytes made no sense: probes and agent are of different builds.
+    pub malformed_events: u64,
+}
+
+/// Why the probes could not be loaded at all. Each message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// Built without the probes.
+    #[error("this build holds no probes: run `cargo xtask build-ebpf`, then build again")]
+    Stub,
+    /// No BTF, or unreadable.
+    #[error("{path}: {reason}: the kernel must have CONFIG_DEBUG_INFO_BTF=y and /sys must be mounted")]
+    NoBtf {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What happened.
+        reason: String,
+    },
+    /// Not root and not enough capabilities.
+    #[error(
+        "missing {missing}: run as root, or grant CAP_BPF, CAP_PERFMON (probes), CAP_NET_ADMIN (UDP) and CAP_SYSLOG (names of kernel functions)"
+    )]
+    Capabilities {
+        /// `CAP_BPF, CAP_PERFMON`.
+        missing: String,
+    },
+    /// Lockdown forbids what the probes need.
+    #[error(
+        "the kernel is locked down to `confidentiality`, which forbids probes to read packets: boot with lockdown=integrity"
+    )]
+    Lockdown,
+    /// No probe at all could be loaded.
+    #[error("no probe could be loaded: {reason}; `weir doctor` tells more")]
+    None {
+        /// Of the first.
+        reason: String,
+    },
+    /// The kernel refused a map.
+    #[error("the kernel refused the probes' maps: {reason}")]
+    Refused {
+        /// By the kernel.
+        reason: String,
+    },
+    /// The object is not ours.
+    #[error("the embedded probes do not fit this agent ({0}): run `cargo xtask build-ebpf`, then build again")]
+    Object(&'static str),
+    /// Reading events failed.
+    #[error("reading the probes' events: {0}")]
+    Read(#[from] io::Error),
+}
+
+/// Loaded probes. Dropping it detaches them.
+pub struct Probes {
+    status: Vec<ProbeStatus>,
+    types: btf::KernelTypes,
+    events: AsyncFd<RingBuf<MapData>>,
+    log: Option<EbpfLogger<&'static dyn log::Log>>,
+    counters: PerCpuArray<MapData, u64>,
+    timer: Interval,
+    malformed: u64,
+    ebpf: Ebpf,
+}
+
+impl std::fmt::Debug for Probes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Probes").field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
+/// Was the agent built with the probes?
+#[must_use]
+pub fn embedded() -> bool {
+    !OBJECT.is_empty()
+}
+
+impl Probes {
+    /// Loads and attaches every probe that this kernel takes. Needs a tokio runtime with time and I/O.
+    ///
+    /// # Errors
+    /// [`ProbeError`] if nothing useful could be loaded: without `tcp_state` and `packet_drop` there is nothing to tell.
+    pub fn load(settings: &ProbeSettings) -> Result<Self, ProbeError> {
+        if !embedded() {
+            return Err(ProbeError::Stub);
+        }
+        require_capabilities()?;
+        if !settings.btf.exists() {
+            return Err(ProbeError::NoBtf { path: settings.btf.clone(), reason: "not there".to_owned() });
+        }
+        let types = btf::KernelTypes::read(&settings.btf)
+            .map_err(|error| ProbeError::NoBtf { path: settings.btf.clone(), reason: error.reason })?;
+        let (mut ebpf, status) = load::load(OBJECT, &types, settings)?;
+        if !status.iter().any(|probe| probe.active && matches!(probe.name, "tcp_state" | "packet_drop")) {
+            if lockdown().as_deref() == Some("confidentiality") {
+                return Err(ProbeError::Lockdown);
+            }
+            let reason = status.iter().find_map(|probe| probe.reason.clone()).unwrap_or_default();
+            return Err(ProbeError::None { reason });
+        }
+        let log =
+            EbpfLogger::init(&mut ebpf).inspect_err(|error| tracing::debug!(%error, "the probes write no log")).ok();
+        let events = ebpf.take_map("EVENTS").ok_or(ProbeError::Object("no map EVENTS"))?;
+        let events = RingBuf::try_from(events).map_err(|_| ProbeError::Object("map EVENTS is no ring buffer"))?;
+        let counters = ebpf.take_map("COUNTERS").ok_or(ProbeError::Object("no map COUNTERS"))?;
+        let counters = PerCpuArray::try_from(counters).map_err(|_| ProbeError::Object("map COUNTERS is no array"))?;
+        let mut timer = interval(DRAIN);
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // SAFETY: `RingBuf` owns its map's descriptor and keeps it open, and the same, until it is dropped.
+        let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }
+            .map_err(|error| ProbeError::Read(error.into_parts().1))?;
+        Ok(Self { status, types, events, log, counters, timer, malformed: 0, ebpf })
+    }
+
+    /// What is on, and why the rest is not.
+    #[must_use]
+    pub fn status(&self) -> &[ProbeStatus] {
+        &self.status
+    }
+
+    /// What the kernel's BTF said.
+    #[must_use]
+    pub fn types(&self) -> &btf::KernelTypes {
+        &self.types
+    }
+
+    /// Waits for the next tenth of a second (or less, if much is waiting) and appends all events since, in kernel order.
+    /// May append nothing. Cancel safe: no event is lost when the future is dropped.
+    ///
+    /// # Errors
+    /// [`ProbeError::Read`] if the ring buffer cannot be polled.
+    pub async fn next_batch(&mut self, into: &mut Vec<Event>) -> Result<(), ProbeError> {
+        tokio::select! {
+            _ = self.timer.tick() => {}
+            ready = self.events.readable_mut() => ready?.clear_ready(),
+        }
+        self.drain(into);
+        Ok(())
+    }
+
+    /// Appends all events that are waiting now.
+    pub fn drain(&mut self, into: &mut Vec<Event>) {
+        while let Some(bytes) = self.events.get_mut().next() {
+            match Event::from_bytes(&bytes) {
+                Ok(event) => into.push(event),
+                Err(error) => {
+                    self.malformed += 1;
+                    tracing::warn!(?error, "an event of the probes was not understood");
+                }
+            }
+        }
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+    }
+
+    /// Reads the probes' counters.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let sum = |index: u32| self.counters.get(&index, 0).map(|values| values.iter().sum()).unwrap_or(0);
+        let skipped = self.ebpf.programs().filter_map(|(_, program)| skipped_runs(program)).sum();
+        Counters {
+            events: sum(counter::EVENTS),
+            lost_events: sum(counter::LOST_EVENTS),
+            lost_attempts: sum(counter::LOST_ATTEMPTS),
+            aggregated_drops: sum(counter::AGGREGATED_DROPS),
+            suppressed_drops: sum(counter::SUPPRESSED_DROPS),
+            skipped_runs: skipped,
+            malformed_events: self.malformed,
+        }
+    }
+}
+
+/// `recursion_misses` of the program, from its file descriptor's `fdinfo` (5.12 and later).
+fn skipped_runs(program: &aya::programs::Program) -> Option<u64> {
+    use std::os::fd::{AsFd as _, AsRawFd as _};
+    let fd = program.fd().ok()?.as_fd().as_raw_fd();
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
+}
+
+/// The capabilities that loading takes and this process lacks.
+#[must_use]
+pub fn missing_capabilities() -> Vec<&'static str> {
+    use caps::{CapSet, Capability};
+    let Ok(have) = caps::read(None, CapSet::Effective) else { return Vec::new() };
+    // Before 5.8 there was only CAP_SYS_ADMIN, and it still implies CAP_BPF and CAP_PERFMON.
+    let admin = have.contains(&Capability::CAP_SYS_ADMIN);
+    let wanted = [
+        (Capability::CAP_BPF, "CAP_BPF", admin),
+        (Capability::CAP_PERFMON, "CAP_PERFMON", admin),
+        (Capability::CAP_NET_ADMIN, "CAP_NET_ADMIN", false),
+        (Capability::CAP_SYSLOG, "CAP_SYSLOG", false),
+    ];
+    wanted
+        .into_iter()
+        .filter(|(capability, _, implied)| !implied && !have.contains(capability))
+        .map(|(_, name, _)| name)
+        .collect()
+}
+
+fn require_capabilities() -> Result<(), ProbeError> {
+    let missing: Vec<_> =
+        missing_capabilities().into_iter().filter(|name| matches!(*name, "CAP_BPF" | "CAP_PERFMON")).collect();
+    if missing.is_empty() { Ok(()) } else { Err(ProbeError::Capabilities { missing: missing.join(", ") }) }
+}
+
+/// `none`, `integrity` or `confidentiality`; `None` if the kernel does not say.
+#[must_use]
+pub fn lockdown() -> Option<String> {
+    // `none [integrity] confidentiality`: the one in force is in brackets.
+    let text = std::fs::read_to_string("/sys/kernel/security/lockdown").ok()?;
+    let (_, rest) = text.split_once('[')?;
+    Some(rest.split_once(']')?.0.to_owned())
+}
