@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use weir_engine::cluster::{Key, Kind, Object, Origin};
 
 /// One step of a cluster source. Applied in order, they make the engine's cluster what the source last knew.
@@ -21,6 +23,42 @@ pub enum Change {
     Synced,
     /// A part of the source changed its state.
     Health(Health),
+}
+
+/// An object as Kubernetes writes it, as far as it was kept; what a recording holds.
+///
+/// # Errors
+/// Never for objects that were decoded; serde's signature has one.
+pub fn to_value(object: &Object) -> serde_json::Result<serde_json::Value> {
+    match object {
+        Object::Namespace(o) => serde_json::to_value(o),
+        Object::Node(o) => serde_json::to_value(o),
+        Object::Pod(o) => serde_json::to_value(o),
+        Object::Service(o) => serde_json::to_value(o),
+        Object::EndpointSlice(o) => serde_json::to_value(o),
+        Object::NetworkPolicy(o) => serde_json::to_value(o),
+        Object::AdminPolicy(_, o) => serde_json::to_value(o),
+        Object::Raw(_, o) => Ok(serde_json::Value::clone(o)),
+        Object::Template(kind, o) => template(*kind, o),
+    }
+}
+
+/// A workload around its pod template.
+fn template(kind: Kind, pod: &Pod) -> serde_json::Result<serde_json::Value> {
+    let own = &pod.metadata;
+    let inner = serde_json::json!({
+        "metadata": {"labels": own.labels, "annotations": own.annotations},
+        "spec": pod.spec,
+    });
+    let group = if matches!(kind, Kind::Job | Kind::CronJob) { "batch/v1" } else { "apps/v1" };
+    let spec = if kind == Kind::CronJob {
+        serde_json::json!({"jobTemplate": {"spec": {"template": inner}}})
+    } else {
+        serde_json::json!({"template": inner})
+    };
+    let metadata = ObjectMeta { labels: None, annotations: None, ..own.clone() };
+    let metadata = serde_json::to_value(metadata)?;
+    Ok(serde_json::json!({"apiVersion": group, "kind": kind.as_str(), "metadata": metadata, "spec": spec}))
 }
 
 /// How well one part of the source is doing.
