@@ -9,6 +9,7 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBind
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use weir_engine::cluster::Kind;
 
 use super::chart::{NAMESPACE, render};
 
@@ -160,43 +161,81 @@ fn permissions(role: &Value) -> BTreeSet<(String, String, String)> {
     all
 }
 
+/// Kinds that an API server has without any CRD: followed always.
+const BUILT_IN: [Kind; 7] = [
+    Kind::Namespace,
+    Kind::Node,
+    Kind::Pod,
+    Kind::Service,
+    Kind::EndpointSlice,
+    Kind::NetworkPolicy,
+    Kind::MutatingWebhookConfiguration,
+];
+
+/// Group and plural of a kind, as the CRDs and the API have them.
+fn resource(kind: Kind) -> (&'static str, &'static str) {
+    const GATEWAY: &str = "gateway.networking.k8s.io";
+    const NETWORKING: &str = "networking.istio.io";
+    const SECURITY: &str = "security.istio.io";
+    const POLICY: &str = "policy.networking.k8s.io";
+    match kind {
+        Kind::Namespace => ("", "namespaces"),
+        Kind::Node => ("", "nodes"),
+        Kind::Pod => ("", "pods"),
+        Kind::Service => ("", "services"),
+        Kind::EndpointSlice => ("discovery.k8s.io", "endpointslices"),
+        Kind::NetworkPolicy => ("networking.k8s.io", "networkpolicies"),
+        Kind::MutatingWebhookConfiguration => ("admissionregistration.k8s.io", "mutatingwebhookconfigurations"),
+        Kind::AdminNetworkPolicy => (POLICY, "adminnetworkpolicies"),
+        Kind::BaselineAdminNetworkPolicy => (POLICY, "baselineadminnetworkpolicies"),
+        Kind::ClusterNetworkPolicy => (POLICY, "clusternetworkpolicies"),
+        Kind::VirtualService => (NETWORKING, "virtualservices"),
+        Kind::IstioGateway => (NETWORKING, "gateways"),
+        Kind::ServiceEntry => (NETWORKING, "serviceentries"),
+        Kind::Sidecar => (NETWORKING, "sidecars"),
+        Kind::DestinationRule => (NETWORKING, "destinationrules"),
+        Kind::WorkloadEntry => (NETWORKING, "workloadentries"),
+        Kind::WorkloadGroup => (NETWORKING, "workloadgroups"),
+        Kind::ProxyConfig => (NETWORKING, "proxyconfigs"),
+        Kind::RequestAuthentication => (SECURITY, "requestauthentications"),
+        Kind::PeerAuthentication => (SECURITY, "peerauthentications"),
+        Kind::AuthorizationPolicy => (SECURITY, "authorizationpolicies"),
+        Kind::Telemetry => ("telemetry.istio.io", "telemetries"),
+        Kind::WasmPlugin => ("extensions.istio.io", "wasmplugins"),
+        Kind::Gateway => (GATEWAY, "gateways"),
+        Kind::HttpRoute => (GATEWAY, "httproutes"),
+        Kind::GrpcRoute => (GATEWAY, "grpcroutes"),
+        Kind::TcpRoute => (GATEWAY, "tcproutes"),
+        Kind::TlsRoute => (GATEWAY, "tlsroutes"),
+        Kind::ReferenceGrant => (GATEWAY, "referencegrants"),
+        Kind::KymaIstio => ("operator.kyma-project.io", "istios"),
+        Kind::ApiRule => ("gateway.kyma-project.io", "apirules"),
+        other => panic!("{other:?} is watched and the chart grants nothing for it"),
+    }
+}
+
 #[test]
 fn the_agent_reads_what_it_watches_and_writes_events() {
-    let watched = [
-        ("", vec!["namespaces", "nodes", "pods", "services"]),
-        ("admissionregistration.k8s.io", vec!["mutatingwebhookconfigurations"]),
-        ("discovery.k8s.io", vec!["endpointslices"]),
-        (
-            "gateway.networking.k8s.io",
-            vec!["gatewayclasses", "gateways", "grpcroutes", "httproutes", "referencegrants", "tcproutes", "tlsroutes"],
-        ),
-        (
-            "networking.istio.io",
-            vec![
-                "destinationrules",
-                "gateways",
-                "proxyconfigs",
-                "serviceentries",
-                "sidecars",
-                "virtualservices",
-                "workloadentries",
-                "workloadgroups",
-            ],
-        ),
-        ("networking.k8s.io", vec!["networkpolicies"]),
-        (
-            "policy.networking.k8s.io",
-            vec!["adminnetworkpolicies", "baselineadminnetworkpolicies", "clusternetworkpolicies"],
-        ),
-        ("security.istio.io", vec!["authorizationpolicies", "peerauthentications", "requestauthentications"]),
-    ];
-    let mut expected: BTreeSet<(String, String, String)> = watched
+    let settings = weir::cluster::watch::Settings::for_node("node");
+    let mut expected: BTreeSet<(String, String, String)> = BUILT_IN
         .iter()
-        .flat_map(|(group, resources)| resources.iter().map(move |r| (*group, *r)))
-        .flat_map(|(group, r)| ["get", "list", "watch"].map(|v| (group.to_owned(), r.to_owned(), v.to_owned())))
+        .chain(&settings.optional)
+        .map(|kind| resource(*kind))
+        .flat_map(|(group, plural)| ["get", "list", "watch"].map(|v| (group.to_owned(), plural.to_owned(), v.to_owned())))
         .collect();
     expected.insert((String::new(), "events".to_owned(), "create".to_owned()));
-    assert_eq!(permissions(&one("", "ClusterRole", "weir")), expected);
+    let granted = permissions(&one("", "ClusterRole", "weir"));
+    let missing: Vec<_> = expected.difference(&granted).collect();
+    let idle: Vec<_> = granted.difference(&expected).collect();
+    assert!(missing.is_empty() && idle.is_empty(), "missing {missing:?}, not needed {idle:?}");
+
+    // The ConfigMaps that are read by default are those that the Role grants by default.
+    let role = one("", "Role", "weir-mesh-config");
+    let names: Vec<&str> = role["rules"][0]["resourceNames"].as_array().unwrap().iter().filter_map(|n| n.as_str()).collect();
+    for maps in &settings.config_maps {
+        assert_eq!(role["metadata"]["namespace"], maps.namespace.as_str());
+        assert!(maps.name.as_deref().is_some_and(|n| names.contains(&n)), "{maps:?}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! came of each. Everything is written from the Kubernetes specifications; no code of the engine is used, so that the
 //! two can be held against each other.
 
+pub mod apiserver;
 pub mod clients;
 pub mod cni;
 pub mod dns;
