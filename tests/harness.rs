@@ -189,7 +189,7 @@ fn far_nodes_answer_as_told() -> Result<()> {
 }
 
 #[test]
-fn a_closed_port_is_refused_and_a_new_server_answers() -> Result<()> {
+fn servers_and_links_can_fail() -> Result<()> {
     let fixture = scenario("01-sidecar-injection")?;
     let mesh = Mesh::up(&fixture)?;
     let flow = fixture.flows.iter().find(|flow| flow.protocol == Protocol::Tcp && flow.via_service.is_some());
@@ -200,6 +200,13 @@ fn a_closed_port_is_refused_and_a_new_server_answers() -> Result<()> {
     ensure!(outcome()? == Outcome::Refused, "{:?}", outcome());
     mesh.listen(&flow.to, flow.protocol, flow.port)?;
     ensure!(outcome()? == Outcome::Established);
+    mesh.stall(&flow.to, flow.port)?;
+    ensure!(outcome()? == Outcome::GaveUp, "a full queue answered");
+    let (node, device) = mesh.node_side(&flow.to)?;
+    mesh.stop_listening(&flow.to, flow.protocol, flow.port)?;
+    mesh.listen(&flow.to, flow.protocol, flow.port)?;
+    node.ip(&format!("link set {device} down\n"))?;
+    ensure!(!outcome()?.reachable(), "reached through a device that is down");
     Ok(())
 }
 

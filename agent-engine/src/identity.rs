@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{Change, Cluster, Kind, Phase};
+use crate::cluster::{Change, Cluster, Kind};
 use crate::time::Time;
 use crate::words::{Name, Protocol, Workload};
 
@@ -100,9 +100,6 @@ pub struct Identity {
     pods: BTreeMap<IpAddr, Vec<Claim>>,
     addresses: BTreeMap<Name, (Vec<IpAddr>, Workload)>,
     gone: BTreeMap<IpAddr, Tombstone>,
-    nodes: BTreeMap<IpAddr, Arc<str>>,
-    services: BTreeMap<IpAddr, Name>,
-    service_addresses: BTreeMap<Name, Vec<IpAddr>>,
     api_server: BTreeSet<(IpAddr, u16)>,
     pod_cidrs: Vec<ipnet::IpNet>,
 }
@@ -114,12 +111,10 @@ impl Identity {
         match key.kind {
             Kind::Pod => self.pod(cluster, &key.name, now),
             Kind::Node => {
-                self.nodes = cluster.nodes().flat_map(|n| n.addresses.iter().map(|a| (*a, n.name.clone()))).collect();
                 self.pod_cidrs = cluster.nodes().flat_map(|n| n.pod_cidrs.iter().copied()).collect();
                 self.pod_cidrs.sort_unstable();
                 self.pod_cidrs.dedup();
             }
-            Kind::Service => self.service(cluster, &key.name),
             // Only `default/kubernetes` has the API server's endpoints.
             Kind::EndpointSlice if &*key.name.namespace == "default" => self.api_server = api_server(cluster),
             _ => {}
@@ -128,7 +123,7 @@ impl Identity {
 
     /// Whose address this is, as of `at`.
     #[must_use]
-    pub fn peer(&self, address: IpAddr, at: Time) -> Peer {
+    pub fn peer(&self, cluster: &Cluster, address: IpAddr, at: Time) -> Peer {
         if address.is_loopback() || address.is_unspecified() {
             return Peer::Loopback;
         }
@@ -151,14 +146,14 @@ impl Identity {
             (None, None) => {}
         }
         let is_api_server = self.api_server.iter().any(|(a, _)| *a == address);
-        if let Some(node) = self.nodes.get(&address) {
-            return Peer::Node { name: node.clone(), api_server: is_api_server };
+        if let Some(node) = cluster.node_by_address(address) {
+            return Peer::Node { name: node.name.clone(), api_server: is_api_server };
         }
         if is_api_server {
             return Peer::ApiServer { address };
         }
-        if let Some(name) = self.services.get(&address) {
-            return Peer::Service { name: name.clone() };
+        if let Some(service) = cluster.service_by_address(address) {
+            return Peer::Service { name: service.name.clone() };
         }
         if address == NODE_LOCAL_DNS {
             return Peer::NodeLocalDns;
@@ -176,9 +171,9 @@ impl Identity {
 
     /// Where a dialled Service address leads; empty if it is none, or has no endpoints.
     #[must_use]
-    pub fn translate(&self, cluster: &Cluster, address: IpAddr, protocol: Protocol, port: u16) -> Vec<(IpAddr, u16)> {
-        let Some(name) = self.services.get(&address) else { return Vec::new() };
-        let mut found = cluster.endpoints(name, protocol, port);
+    pub fn translate(cluster: &Cluster, address: IpAddr, protocol: Protocol, port: u16) -> Vec<(IpAddr, u16)> {
+        let Some(service) = cluster.service_by_address(address) else { return Vec::new() };
+        let mut found = cluster.endpoints(&service.name, protocol, port);
         found.retain(|(a, _)| a.is_ipv4() == address.is_ipv4());
         found
     }
@@ -190,7 +185,7 @@ impl Identity {
 
     fn pod(&mut self, cluster: &Cluster, name: &Name, now: Time) {
         // hostNetwork pods share their node's address; pods that ended have given theirs back.
-        let live = cluster.pod(name).filter(|p| !p.host_network && !has_ended(p.phase));
+        let live = cluster.pod(name).filter(|p| !p.host_network && !p.finished());
         let new: Vec<IpAddr> = live.map(|p| p.addresses.to_vec()).unwrap_or_default();
         let old = self.addresses.remove(name);
         if let Some((addresses, workload)) = &old {
@@ -218,28 +213,6 @@ impl Identity {
         if let Some(pod) = live {
             self.addresses.insert(name.clone(), (new, pod.workload.clone()));
         }
-    }
-
-    fn service(&mut self, cluster: &Cluster, name: &Name) {
-        for address in self.service_addresses.remove(name).unwrap_or_default() {
-            if self.services.get(&address) == Some(name) {
-                self.services.remove(&address);
-            }
-        }
-        if let Some(service) = cluster.service(name) {
-            let addresses: Vec<IpAddr> = service.cluster_ips.iter().chain(&service.external_ips).copied().collect();
-            self.services.extend(addresses.iter().map(|a| (*a, name.clone())));
-            self.service_addresses.insert(name.clone(), addresses);
-        }
-    }
-}
-
-/// A pod whose containers have all ended has no network any more.
-#[must_use]
-pub fn has_ended(phase: Phase) -> bool {
-    match phase {
-        Phase::Succeeded | Phase::Failed => true,
-        Phase::Pending | Phase::Running | Phase::Unknown => false,
     }
 }
 
@@ -297,7 +270,7 @@ mod tests {
         }
 
         fn who(&self, address: &str, seconds: u64) -> String {
-            match self.1.peer(ip(address), at(seconds)) {
+            match self.1.peer(&self.0, ip(address), at(seconds)) {
                 Peer::Pod { name, .. } => format!("pod {name}"),
                 Peer::GonePod { name, .. } => format!("gone {name}"),
                 Peer::Node { name, api_server: false } => format!("node {name}"),
@@ -369,8 +342,8 @@ mod tests {
         ] {
             assert_eq!(world.who(address, 1), expected, "{address}");
         }
-        assert_eq!(world.1.translate(&world.0, ip("10.2.0.1"), Protocol::Tcp, 443).len(), 2);
-        assert_eq!(world.1.translate(&world.0, ip("10.1.0.5"), Protocol::Tcp, 443), []);
+        assert_eq!(Identity::translate(&world.0, ip("10.2.0.1"), Protocol::Tcp, 443).len(), 2);
+        assert_eq!(Identity::translate(&world.0, ip("10.1.0.5"), Protocol::Tcp, 443), []);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod attempt;
 pub mod cluster;
 pub mod engine;
 pub mod identity;
+pub mod ledger;
 pub mod observation;
 pub mod policy;
 pub mod requirement;

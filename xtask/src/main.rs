@@ -1,7 +1,10 @@
 //! Development tasks: what cargo cannot do. One file per subcommand; `Task` below is the whole table.
 
 mod build_ebpf;
+mod conformance;
+mod demo;
 mod setup;
+mod test;
 mod tidy;
 mod tools;
 
@@ -23,6 +26,12 @@ enum Task {
     Setup(setup::Setup),
     /// Build the probes for the kernel and put them where the agent's build embeds them.
     BuildEbpf(build_ebpf::BuildEbpf),
+    /// Show the main job: a mini-mesh under default-deny, the agent beside it, real connections.
+    Demo(demo::Demo),
+    /// Run every test that this machine can run (as root).
+    Test(test::Test),
+    /// Hold the policy engine against published cases and fixtures.
+    Conformance(conformance::Conformance),
     /// Check the house rules that no other tool checks.
     Tidy(tidy::Tidy),
 }
@@ -32,6 +41,9 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Setup(task) => task.run(),
         Task::BuildEbpf(task) => task.run(),
+        Task::Demo(task) => task.run(),
+        Task::Test(task) => task.run(),
+        Task::Conformance(task) => task.run(),
         Task::Tidy(task) => task.run(),
     };
     outcome.unwrap_or_else(|error| {

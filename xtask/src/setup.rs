@@ -85,6 +85,14 @@ pub fn ensure_probe_toolchain() -> Result<()> {
     bail!("the probes cannot be built on this machine yet: run the commands above, then `cargo xtask setup --check`");
 }
 
+/// Everything, for the tasks that build and test.
+pub fn ensure_all() -> Result<()> {
+    if install(|_| true)? {
+        return Ok(());
+    }
+    bail!("something is missing on this machine: run the commands above, then `cargo xtask setup --check`");
+}
+
 /// Is everything there?
 fn report() -> bool {
     let mut complete = true;
@@ -132,7 +140,7 @@ fn install_packages(packages: &[&str]) -> Result<bool> {
         println!("rustup toolchain install nightly --profile minimal --component rust-src");
         return Ok(false);
     }
-    if tools::output("id", &["-u"]).as_deref() != Some("0") {
+    if !tools::is_root() {
         println!("sudo apt-get update");
         println!("sudo apt-get install --no-install-recommends {}", packages.join(" "));
         println!("cargo xtask setup");

@@ -26,6 +26,26 @@ pub fn bpf_linker() -> PathBuf {
     target().join("tools/bin/bpf-linker")
 }
 
+/// The cargo that runs this task, in the workspace root, with `target/tools/bin` on the search path of what it starts.
+pub fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = [target().join("tools/bin")].into_iter().chain(env::split_paths(&path));
+    command.current_dir(root()).env("PATH", env::join_paths(folders).unwrap_or(path.clone()));
+    command
+}
+
+/// A program of the workspace, as `cargo build` has left it.
+pub fn built(name: &str) -> PathBuf {
+    let folder = env::var_os("CARGO_TARGET_DIR").map_or_else(target, |folder| root().join(folder));
+    folder.join("debug").join(name)
+}
+
+/// Does this task run as root?
+pub fn is_root() -> bool {
+    output("id", &["-u"]).as_deref() == Some("0")
+}
+
 /// A cargo of its own for another toolchain: nothing of the one that runs this task leaks into it.
 pub fn fresh_cargo() -> Command {
     let mut command = Command::new("cargo");

@@ -26,6 +26,9 @@ const EXPIRE: Duration = Duration::from_secs(150);
 /// How long a drop is remembered for attempts that end without one of their own.
 const REMEMBER: Duration = Duration::from_secs(150);
 
+/// A UDP socket that lived shorter than this without an answer was not waiting for one.
+const ASKED_FOR_A_ROUTE: Duration = Duration::from_millis(200);
+
 /// Socket address and start.
 type Id = (Time, u64);
 /// Source, destination, destination port, protocol: a connection without its source port.
@@ -267,12 +270,15 @@ impl Attempts {
             (false, 13, None) => Outcome::Rejected,
             (false, 113 | 101, None) => Outcome::Unreachable,
             (false, _, Some(_)) => Outcome::Dropped,
+            // Resolvers connect a socket to be asked for a route, and release it at once.
+            (false, 0, None) if e.created != Time(0) && e.at.since(e.created) < ASKED_FOR_A_ROUTE => Outcome::Cancelled,
             (false, _, None) => Outcome::NoReply,
         };
         let joined = known.filter(|_| !e.replied).cloned();
+        let started = if e.created == Time(0) { e.at } else { e.created };
         self.ready.push_back(Attempt {
-            started: e.at,
-            last_sent: e.at,
+            started,
+            last_sent: started,
             at: joined.as_ref().map_or(e.at, |(d, _)| d.at),
             dialled: e.tuple,
             translated: joined.as_ref().and_then(|(_, t)| *t),

@@ -270,6 +270,7 @@ fn udp_exchanges() {
         at: ms(5000),
         tuple: udp(tuple(SERVICE, 443, 40_000)),
         socket: SOCKET,
+        created: ms(0),
         replied,
         error,
         netns: 5,
@@ -284,6 +285,7 @@ fn udp_exchanges() {
     let table = [
         ("answered", None, released(true, 0), Outcome::Established),
         ("nothing came back", None, released(false, 0), Outcome::NoReply),
+        ("asked for a route", None, UdpEnd { created: ms(4990), ..released(false, 0) }, Outcome::Cancelled),
         ("port unreachable", None, released(false, 111), Outcome::Refused),
         ("dropped here", Some(&dropped), released(false, 0), Outcome::Dropped),
         ("rejected here", Some(&dropped), released(false, 111), Outcome::Rejected),

@@ -167,7 +167,9 @@ pub struct UdpEnd {
     pub tuple: Tuple,
     /// Address of the socket.
     pub socket: u64,
-    /// At least one datagram was delivered to the socket.
+    /// When the socket was created; 0 if that was not seen.
+    pub created: Time,
+    /// At least one datagram was delivered to the socket after it was connected.
     pub replied: bool,
     /// `sk_err`, a positive errno or 0.
     pub error: i32,
@@ -255,6 +257,7 @@ impl Observation {
                 at,
                 tuple: tuple(&e.tuple)?,
                 socket: e.socket,
+                created: Time(e.created),
                 replied: e.flags & udp_flags::REPLIED != 0,
                 error: e.error,
                 netns: e.netns,

@@ -145,7 +145,7 @@ pub enum Why {
     /// No port of the rule is this one.
     Port {
         /// What the rule opens, in this protocol.
-        opens: Vec<Ports>,
+        opens: Arc<[Ports]>,
         /// The pod port.
         pod_port: u16,
         /// Of the flow.
@@ -224,6 +224,13 @@ pub enum Why {
         /// `ipBlock.cidr`
         block: IpNet,
     },
+    /// The other end cannot be in the CIDR: another family, or a range of the cluster and the end is outside it.
+    BlockElsewhere {
+        /// `ipBlock.cidr`
+        block: IpNet,
+    },
+    /// The peer names nodes or domains, and this end is none.
+    OtherKind,
     /// A part of the rule means nothing to the API.
     Invalid {
         /// What is wrong with it.
@@ -333,8 +340,8 @@ pub enum Undecided {
         /// The pod.
         pod: Name,
     },
-    /// The addresses of a dual-stack end fare differently.
-    AddressFamily,
+    /// The other end has several addresses, IPv4 and IPv6 or a tunnel's, and they fare differently.
+    Addresses,
     /// The node of the pod or of the other end is not known, so the flow may be node-local.
     MaybeNodeLocal {
         /// The pod.
@@ -348,13 +355,6 @@ pub enum Undecided {
     /// The address under which the kubelet probes ambient pods: engines take it for the node or for a stranger.
     AmbientProbe {
         /// `169.254.7.127` or its IPv6 twin.
-        address: IpAddr,
-    },
-    /// A Service's own address: engines apply egress policies before or after it is rewritten.
-    ServiceAddress {
-        /// The Service.
-        service: Name,
-        /// What was dialled.
         address: IpAddr,
     },
     /// An admin policy names its peer by domain name.

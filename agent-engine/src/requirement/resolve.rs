@@ -11,7 +11,7 @@ use super::learn::Learnt;
 use super::pair::{End, Pair, PairKey};
 use super::role::{Role, Roles, revision, roles};
 use crate::cluster::{Change, Cluster, Kind, Pod, Service, ServicePort, TargetPort};
-use crate::identity::{Identity, NODE_LOCAL_DNS, has_ended};
+use crate::identity::{Identity, NODE_LOCAL_DNS};
 use crate::policy::Endpoint;
 use crate::words::{Name, Protocol};
 
@@ -66,17 +66,23 @@ impl Resolver {
         match key.kind {
             Kind::Pod => {
                 match cluster.pod(&key.name) {
-                    Some(pod) if !has_ended(pod.phase) => {
-                        drop(self.roles.insert(key.name.clone(), roles(cluster, pod)))
-                    }
+                    Some(pod) if !pod.finished() => drop(self.roles.insert(key.name.clone(), roles(cluster, pod))),
                     Some(_) | None => drop(self.roles.remove(&key.name)),
                 }
                 true
             }
             Kind::Namespace => {
-                let inside = cluster.pods().filter(|p| p.name.namespace == key.name.name && !has_ended(p.phase));
+                let inside = cluster.all_pods().filter(|p| p.name.namespace == key.name.name && !p.finished());
                 for pod in inside {
                     self.roles.insert(pod.name.clone(), roles(cluster, pod));
+                }
+                true
+            }
+            Kind::Deployment | Kind::StatefulSet | Kind::DaemonSet | Kind::ReplicaSet | Kind::Job | Kind::CronJob => {
+                let name = Name::new(key.name.namespace.clone(), Pod::template_name(key.kind, &key.name.name));
+                match cluster.pod(&name) {
+                    Some(pod) => drop(self.roles.insert(name, roles(cluster, pod))),
+                    None => drop(self.roles.remove(&name)),
                 }
                 true
             }
@@ -142,9 +148,9 @@ fn insert(
 impl<'a> World<'a> {
     fn new(cluster: &'a Cluster, identity: &'a Identity, all: &BTreeMap<Name, Roles>) -> Self {
         let mut by_role: BTreeMap<Role, Ends> = BTreeMap::new();
-        for (name, roles) in all {
-            let Some(pod) = cluster.pod(name) else { continue };
-            let endpoint = Endpoint::Pod { name: name.clone(), address: None };
+        for pod in cluster.pods() {
+            let Some(roles) = all.get(&pod.name) else { continue };
+            let endpoint = Endpoint::Pod { name: pod.name.clone(), address: None };
             for role in roles {
                 let ends = by_role.entry(*role).or_default();
                 ends.entry(End::Workload(pod.workload.clone())).or_default().push(endpoint.clone());
@@ -156,7 +162,7 @@ impl<'a> World<'a> {
             by_role,
             dns: BTreeMap::new(),
             dns_addresses: Vec::new(),
-            node_local_dns: cluster.pods().any(|p| is(p, "k8s-app", "node-local-dns") && !has_ended(p.phase)),
+            node_local_dns: cluster.pods().any(|p| is(p, "k8s-app", "node-local-dns") && !p.finished()),
         };
         world.find_dns();
         world
@@ -175,9 +181,8 @@ impl<'a> World<'a> {
         };
         for service in self.cluster.services().filter(is_dns) {
             self.dns_addresses.extend(&service.cluster_ips);
-            for pod in self.selected(service) {
-                for entry in service.ports.iter().filter(|p| p.port == 53) {
-                    let Some(port) = target(pod, entry) else { continue };
+            for entry in service.ports.iter().filter(|p| p.port == 53) {
+                for (pod, port) in self.cluster.selected(service, entry).filter(|(p, _)| !p.finished()) {
                     let key = (End::Workload(pod.workload.clone()), entry.protocol, port);
                     let endpoint = Endpoint::Pod { name: pod.name.clone(), address: None };
                     let pods = self.dns.entry(key).or_default();
@@ -187,15 +192,6 @@ impl<'a> World<'a> {
                 }
             }
         }
-    }
-
-    fn selected(&self, service: &Service) -> Vec<&'a Pod> {
-        if service.selector.is_empty() {
-            return Vec::new();
-        }
-        let matches = |p: &&Pod| service.selector.iter().all(|(k, v)| p.labels.get(k) == Some(v));
-        let inside = self.cluster.pods().filter(|p| p.name.namespace == service.name.namespace && !has_ended(p.phase));
-        inside.filter(matches).collect()
     }
 
     fn sources(&self, role: Role) -> Ends {
@@ -210,7 +206,7 @@ impl<'a> World<'a> {
     fn api_server(&self) -> Vec<(End, u16, Vec<Endpoint>)> {
         let mut by_port: BTreeMap<u16, Vec<Endpoint>> = BTreeMap::new();
         for (address, port) in self.identity.api_server() {
-            let node = self.cluster.nodes().find(|n| n.addresses.contains(&address));
+            let node = self.cluster.node_by_address(address);
             by_port.entry(port).or_default().push(match node {
                 Some(node) => Endpoint::Node { name: node.name.clone(), address: Some(address) },
                 None => Endpoint::Address(address),
@@ -334,12 +330,8 @@ impl<'a> World<'a> {
 /// Target ports of the Services that select a pod.
 pub(super) fn service_ports(cluster: &Cluster, pod: &Pod, from: PortSource) -> BTreeSet<(Protocol, u16)> {
     let public = |s: &&Service| from == PortSource::Service || matches!(&*s.type_, "LoadBalancer" | "NodePort");
-    let selects = |s: &&Service| {
-        s.name.namespace == pod.name.namespace
-            && !s.selector.is_empty()
-            && s.selector.iter().all(|(k, v)| pod.labels.get(k) == Some(v))
-    };
-    let entries = cluster.services().filter(public).filter(selects).flat_map(|s| &s.ports);
+    let selects = |s: &&Service| !s.selector.is_empty() && s.selector.iter().all(|(k, v)| pod.labels.get(k) == Some(v));
+    let entries = cluster.services_in(&pod.name.namespace).filter(public).filter(selects).flat_map(|s| &s.ports);
     let targets = entries.filter_map(|entry| Some((entry.protocol, target(pod, entry)?)));
     targets.filter(|(_, port)| !INFRASTRUCTURE.contains(port)).collect()
 }

@@ -1,6 +1,8 @@
 //! The command line: one file per subcommand. Data goes to standard output, everything else to standard error; the exit code
 //! says whether all is fine (0), something was found (1), or it could not be told (2).
 
+pub mod doctor;
+mod flows;
 mod out;
 mod replay;
 mod run;
@@ -29,6 +31,8 @@ enum Command {
     Run(run::Run),
     /// Show what the agent on this node knows of the required flows
     Status(status::Status),
+    /// List the flows that a mesh needs, explain one, or find one by its symptom
+    Flows(flows::Flows),
     /// Feed a recording of `weir run --record` to the engine again
     Replay(replay::Replay),
 }
@@ -57,6 +61,7 @@ pub fn main() -> ExitCode {
     let ended = match command {
         Command::Run(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Flows(command) => command.run(),
         Command::Replay(command) => command.run(),
     };
     match ended {

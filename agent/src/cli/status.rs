@@ -8,8 +8,9 @@ use clap::Args;
 use weir_engine::snapshot::PairView;
 use weir_engine::verdict::State;
 
+use super::Exit;
 use super::out::{self, Output};
-use super::{Exit, table};
+use super::table::{self, Cell, Table};
 use crate::cluster::manifests::Severity;
 use crate::outputs::text::clean;
 use crate::outputs::{View, log, socket};
@@ -72,12 +73,12 @@ fn needs_attention(state: State) -> bool {
     }
 }
 
-/// Findings outweigh doubt, doubt outweighs silence.
+/// Findings outweigh doubt, doubt outweighs silence. Where nothing is known, nothing is fine.
 fn judge(view: &View) -> Exit {
     let states = || view.snapshot.pairs.iter().map(|p| p.state);
     if states().any(|s| needs_attention(s) && s != State::Unknown) {
         Exit::Findings
-    } else if view.not_ready().is_some() || states().any(|s| s == State::Unknown) {
+    } else if view.not_ready().is_some() || view.snapshot.pairs.is_empty() || states().any(|s| s == State::Unknown) {
         Exit::Failed
     } else {
         Exit::Fine
@@ -88,18 +89,18 @@ fn page(view: &View, all: bool) -> String {
     let shown: Vec<&PairView> = view.snapshot.pairs.iter().filter(|p| all || needs_attention(p.state)).collect();
     let mut out = String::new();
     if !shown.is_empty() {
-        let mut table = table::new(&["state", "flow", "source → destination", "port", "since", "policies"]);
+        let mut table = Table::new(&["state", "flow", "source → destination", "port", "since"], 2);
         for pair in shown {
-            table.add_row([
-                comfy_table::Cell::new(table::state(pair.state)),
-                table::text(&pair.flow),
-                table::text(&format!("{} → {}", log::end(&pair.source), log::end(&pair.destination))),
-                table::text(&port(pair)),
-                table::text(&age(view.snapshot.at.since(pair.since))),
-                table::text(&policies(pair)),
-            ]);
+            let cells = [
+                Cell::state(pair.state),
+                Cell::from(&*pair.flow),
+                format!("{} → {}", log::end(&pair.source), log::end(&pair.destination)).into(),
+                port(pair).into(),
+                age(view.snapshot.at.since(pair.since)).into(),
+            ];
+            table.row(cells, note(pair).as_deref());
         }
-        out.push_str(&table::lines(&table));
+        out.push_str(&table.render());
         out.push('\n');
     }
     let _ = writeln!(out, "{}", summary(view, all));
@@ -107,7 +108,7 @@ fn page(view: &View, all: bool) -> String {
     if broken > 0 {
         let first = view.agent.problems.iter().find(|p| p.severity == Severity::Error);
         let text = first.map(ToString::to_string).unwrap_or_default();
-        let _ = writeln!(out, "{broken} manifest documents were not read, the first: {}", clean(&text));
+        let _ = writeln!(out, "{broken} manifest documents were not read, the first:\n    {}", clean(&text));
     }
     let lost: u64 = view.snapshot.lost.iter().map(|l| l.count).sum();
     if lost > 0 {
@@ -138,9 +139,21 @@ fn port(pair: &PairView) -> String {
     }
 }
 
-/// The policies where some deny, else why.
-fn policies(pair: &PairView) -> String {
-    if pair.policies.is_empty() { pair.why.clone() } else { pair.policies.join(", ") }
+/// The policies where some deny, else why; nothing below what is fine.
+fn note(pair: &PairView) -> Option<String> {
+    match pair.state {
+        State::Silent | State::Verified => None,
+        State::Denied | State::Predicted | State::AtRisk | State::Unenforced if !pair.policies.is_empty() => {
+            Some(format!("policies: {}", pair.policies.join(", ")))
+        }
+        State::Denied
+        | State::Predicted
+        | State::AtRisk
+        | State::Unenforced
+        | State::Unexplained
+        | State::Failing
+        | State::Unknown => Some(pair.why.clone()),
+    }
 }
 
 /// The two largest units: `12s`, `3m05s`, `2h10m`, `4d03h`.

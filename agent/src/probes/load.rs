@@ -161,8 +161,9 @@ fn attach(
         Hook::RootCgroup(_) => {
             let root = match &settings.cgroup {
                 Some(path) => path.clone(),
-                None => root_cgroup()
-                    .ok_or("no cgroup v2 hierarchy is mounted (mount -t cgroup2 none /sys/fs/cgroup/unified)")?,
+                None => root_cgroup().ok_or(
+                    "the root of cgroup v2 is not mounted here (in a container: mount the host's /sys/fs/cgroup)",
+                )?,
             };
             let folder = File::open(&root).map_err(|error| format!("{}: {error}", root.display()))?;
             let loaded: &mut CgroupSock = loaded.try_into().map_err(|error| explain(&error))?;
@@ -175,19 +176,21 @@ fn attach(
 }
 
 /// Where the root of the cgroup v2 hierarchy is mounted, by `/proc/self/mountinfo`.
+///
+/// A container often sees only its own part, where a hook would miss all other pods' sockets: that is no root.
 #[must_use]
 pub fn root_cgroup() -> Option<PathBuf> {
-    root_cgroup_in(&fs::read_to_string("/proc/self/mountinfo").ok()?)
+    // Documentation/admin-guide/cgroup-v2.rst: `cgroup.type` exists on non-root cgroups.
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    cgroup_mounts(&mounts).find(|path| path.join("cgroup.controllers").exists() && !path.join("cgroup.type").exists())
 }
 
 /// `36 35 0:30 / /sys/fs/cgroup/unified rw,… - cgroup2 none rw`: fields of proc_pid_mountinfo(5).
-fn root_cgroup_in(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
+fn cgroup_mounts(mountinfo: &str) -> impl Iterator<Item = PathBuf> {
+    mountinfo.lines().filter_map(|line| {
         let (before, after) = line.split_once(" - ")?;
-        let mut fields = before.split(' ').skip(3);
-        let (root, point) = (fields.next()?, fields.next()?);
-        // Inside a cgroup namespace the mount shows a subtree as `/`; a bind mount of a part shows its path.
-        (root == "/" && after.split(' ').next()? == "cgroup2").then(|| Path::new(point).to_owned())
+        let point = before.split(' ').nth(4)?;
+        (after.split(' ').next()? == "cgroup2").then(|| Path::new(point).to_owned())
     })
 }
 
@@ -225,13 +228,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_root_of_cgroup_v2_is_found() {
+    fn mounts_of_cgroup_v2_are_found() {
         let hybrid = "31 30 0:27 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu\n\
                       40 30 0:36 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
-        assert_eq!(root_cgroup_in(hybrid), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(cgroup_mounts(hybrid).collect::<Vec<_>>(), [PathBuf::from("/sys/fs/cgroup/unified")]);
         let unified = "28 23 0:25 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
-        assert_eq!(root_cgroup_in(unified), Some(PathBuf::from("/sys/fs/cgroup")));
-        let part = "28 23 0:25 /kubepods /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
-        assert_eq!(root_cgroup_in(part), None);
+        assert_eq!(cgroup_mounts(unified).collect::<Vec<_>>(), [PathBuf::from("/sys/fs/cgroup")]);
+        assert_eq!(cgroup_mounts("28 23 0:25 / / rw - ext4 /dev/vda rw\n").count(), 0);
     }
 }

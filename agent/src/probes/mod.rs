@@ -21,10 +21,13 @@
 //! process. Nothing is pinned.
 
 pub mod btf;
+mod decode;
+mod error;
+pub mod host;
 mod load;
 pub mod symbols;
 
-use std::{collections::BTreeSet, io, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use aya::{
     Ebpf,
@@ -38,6 +41,8 @@ use tokio::{
 };
 use weir_common::{Event, counter};
 
+pub use decode::Decoder;
+pub use error::ProbeError;
 pub use load::root_cgroup;
 
 /// The probes as built for the kernel; empty where they were not built.
@@ -109,53 +114,6 @@ pub struct Counters {
     pub malformed_events: u64,
 }
 
-/// Why the probes could not be loaded at all. Each message says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    /// Built without the probes.
-    #[error("this build holds no probes: run `cargo xtask build-ebpf`, then build again")]
-    Stub,
-    /// No BTF, or unreadable.
-    #[error("{path}: {reason}: the kernel must have CONFIG_DEBUG_INFO_BTF=y and /sys must be mounted")]
-    NoBtf {
-        /// Where it was looked for.
-        path: PathBuf,
-        /// What happened.
-        reason: String,
-    },
-    /// Not root and not enough capabilities.
-    #[error(
-        "missing {missing}: run as root, or grant CAP_BPF, CAP_PERFMON (probes), CAP_NET_ADMIN (UDP) and CAP_SYSLOG (names of kernel functions)"
-    )]
-    Capabilities {
-        /// `CAP_BPF, CAP_PERFMON`.
-        missing: String,
-    },
-    /// Lockdown forbids what the probes need.
-    #[error(
-        "the kernel is locked down to `confidentiality`, which forbids probes to read packets: boot with lockdown=integrity"
-    )]
-    Lockdown,
-    /// No probe at all could be loaded.
-    #[error("no probe could be loaded: {reason}; `weir doctor` tells more")]
-    None {
-        /// Of the first.
-        reason: String,
-    },
-    /// The kernel refused a map.
-    #[error("the kernel refused the probes' maps: {reason}")]
-    Refused {
-        /// By the kernel.
-        reason: String,
-    },
-    /// The object is not ours.
-    #[error("the embedded probes do not fit this agent ({0}): run `cargo xtask build-ebpf`, then build again")]
-    Object(&'static str),
-    /// Reading events failed.
-    #[error("reading the probes' events: {0}")]
-    Read(#[from] io::Error),
-}
-
 /// Loaded probes. Dropping it detaches them.
 pub struct Probes {
     status: Vec<ProbeStatus>,
@@ -165,6 +123,7 @@ pub struct Probes {
     counters: PerCpuArray<MapData, u64>,
     timer: Interval,
     malformed: u64,
+    kallsyms: PathBuf,
     ebpf: Ebpf,
 }
 
@@ -180,24 +139,37 @@ pub fn embedded() -> bool {
     !OBJECT.is_empty()
 }
 
+/// Loads and attaches the probes, then detaches them: what [`Probes::load`] would find on this machine. Needs no runtime.
+///
+/// # Errors
+/// [`ProbeError`] if it does not come to single probes.
+pub fn try_all(settings: &ProbeSettings) -> Result<(Vec<ProbeStatus>, btf::KernelTypes), ProbeError> {
+    attach(settings).map(|(_, status, types)| (status, types))
+}
+
+fn attach(settings: &ProbeSettings) -> Result<(Ebpf, Vec<ProbeStatus>, btf::KernelTypes), ProbeError> {
+    if !embedded() {
+        return Err(ProbeError::Stub);
+    }
+    host::require_capabilities()?;
+    if !settings.btf.exists() {
+        return Err(ProbeError::NoBtf { path: settings.btf.clone(), reason: "not there".to_owned() });
+    }
+    let types = btf::KernelTypes::read(&settings.btf)
+        .map_err(|error| ProbeError::NoBtf { path: settings.btf.clone(), reason: error.reason })?;
+    let (ebpf, status) = load::load(OBJECT, &types, settings)?;
+    Ok((ebpf, status, types))
+}
+
 impl Probes {
     /// Loads and attaches every probe that this kernel takes. Needs a tokio runtime with time and I/O.
     ///
     /// # Errors
     /// [`ProbeError`] if nothing useful could be loaded: without `tcp_state` and `packet_drop` there is nothing to tell.
     pub fn load(settings: &ProbeSettings) -> Result<Self, ProbeError> {
-        if !embedded() {
-            return Err(ProbeError::Stub);
-        }
-        require_capabilities()?;
-        if !settings.btf.exists() {
-            return Err(ProbeError::NoBtf { path: settings.btf.clone(), reason: "not there".to_owned() });
-        }
-        let types = btf::KernelTypes::read(&settings.btf)
-            .map_err(|error| ProbeError::NoBtf { path: settings.btf.clone(), reason: error.reason })?;
-        let (mut ebpf, status) = load::load(OBJECT, &types, settings)?;
+        let (mut ebpf, status, types) = attach(settings)?;
         if !status.iter().any(|probe| probe.active && matches!(probe.name, "tcp_state" | "packet_drop")) {
-            if lockdown().as_deref() == Some("confidentiality") {
+            if host::lockdown().as_deref() == Some("confidentiality") {
                 return Err(ProbeError::Lockdown);
             }
             let reason = status.iter().find_map(|probe| probe.reason.clone()).unwrap_or_default();
@@ -214,7 +186,17 @@ impl Probes {
         // SAFETY: `RingBuf` owns its map's descriptor and keeps it open, and the same, until it is dropped.
         let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }
             .map_err(|error| ProbeError::Read(error.into_parts().1))?;
-        Ok(Self { status, types, events, log, counters, timer, malformed: 0, ebpf })
+        Ok(Self {
+            status,
+            types,
+            events,
+            log,
+            counters,
+            timer,
+            malformed: 0,
+            kallsyms: settings.kallsyms.clone(),
+            ebpf,
+        })
     }
 
     /// What is on, and why the rest is not.
@@ -227,6 +209,12 @@ impl Probes {
     #[must_use]
     pub fn types(&self) -> &btf::KernelTypes {
         &self.types
+    }
+
+    /// Gives names to what events carry as numbers. Reads kallsyms: takes a fraction of a second.
+    #[must_use]
+    pub fn decoder(&self) -> Decoder {
+        Decoder::new(self.types.drop_reasons.clone(), &self.kallsyms)
     }
 
     /// Waits for the next tenth of a second (or less, if much is waiting) and appends all events since, in kernel order.
@@ -282,39 +270,4 @@ fn skipped_runs(program: &aya::programs::Program) -> Option<u64> {
     let fd = program.fd().ok()?.as_fd().as_raw_fd();
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
     text.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
-}
-
-/// The capabilities that loading takes and this process lacks.
-#[must_use]
-pub fn missing_capabilities() -> Vec<&'static str> {
-    use caps::{CapSet, Capability};
-    let Ok(have) = caps::read(None, CapSet::Effective) else { return Vec::new() };
-    // Before 5.8 there was only CAP_SYS_ADMIN, and it still implies CAP_BPF and CAP_PERFMON.
-    let admin = have.contains(&Capability::CAP_SYS_ADMIN);
-    let wanted = [
-        (Capability::CAP_BPF, "CAP_BPF", admin),
-        (Capability::CAP_PERFMON, "CAP_PERFMON", admin),
-        (Capability::CAP_NET_ADMIN, "CAP_NET_ADMIN", false),
-        (Capability::CAP_SYSLOG, "CAP_SYSLOG", false),
-    ];
-    wanted
-        .into_iter()
-        .filter(|(capability, _, implied)| !implied && !have.contains(capability))
-        .map(|(_, name, _)| name)
-        .collect()
-}
-
-fn require_capabilities() -> Result<(), ProbeError> {
-    let missing: Vec<_> =
-        missing_capabilities().into_iter().filter(|name| matches!(*name, "CAP_BPF" | "CAP_PERFMON")).collect();
-    if missing.is_empty() { Ok(()) } else { Err(ProbeError::Capabilities { missing: missing.join(", ") }) }
-}
-
-/// `none`, `integrity` or `confidentiality`; `None` if the kernel does not say.
-#[must_use]
-pub fn lockdown() -> Option<String> {
-    // `none [integrity] confidentiality`: the one in force is in brackets.
-    let text = std::fs::read_to_string("/sys/kernel/security/lockdown").ok()?;
-    let (_, rest) = text.split_once('[')?;
-    Some(rest.split_once(']')?.0.to_owned())
 }

@@ -39,6 +39,12 @@ impl Symbols {
         self.starts.is_empty()
     }
 
+    /// Functions known.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.starts.len()
+    }
+
     /// The function that `address` lies in, without module name. Reads the file again if a module may have come since.
     pub fn name(&mut self, address: u64) -> Option<&str> {
         if self.find(address).is_none() && self.read.elapsed() >= REREAD {

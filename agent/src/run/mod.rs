@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -64,10 +64,8 @@ pub async fn run<O: Observer>(
     let (manifests, first) = Watch::new(manifests, keep)?;
     // Until here a signal simply ends the process: there is nothing to clean up.
     let mut stopped = stop_signal()?;
-    let listener = TcpListener::bind(listen).await.with_context(|| {
-        format!(
-            "cannot listen on {listen}; if another agent has it, stop that one or choose another address with --listen"
-        )
+    let listener = TcpListener::bind(listen).await.map_err(|e| {
+        anyhow!("cannot listen on {listen}: {e}; stop who has it, or choose another address with --listen")
     })?;
     let address = listener.local_addr()?;
     let socket_path = socket;

@@ -5,6 +5,8 @@ use weir_engine::policy::Side;
 use weir_engine::snapshot::{AttemptCount, DropCount, PairView, StateCount};
 use weir_engine::words::Direction;
 
+use crate::outputs::text::clean;
+
 /// What replaces every label of the series for the rest.
 const OVERFLOW: &str = "overflow";
 /// Policies named in one label; more are counted.
@@ -80,13 +82,13 @@ labels! {
 
 impl Count {
     pub fn of(c: &StateCount) -> Self {
-        Self { flow: c.flow.to_string(), severity: c.severity.to_string(), state: c.state.to_string() }
+        Self { flow: name(&c.flow), severity: c.severity.to_string(), state: c.state.to_string() }
     }
 }
 
 impl Attempts {
     pub fn of(a: &AttemptCount) -> Self {
-        Self { flow: a.flow.to_string(), outcome: a.outcome.to_string() }
+        Self { flow: name(&a.flow), outcome: a.outcome.to_string() }
     }
 }
 
@@ -94,7 +96,7 @@ impl Drops {
     pub fn of(d: &DropCount) -> Self {
         // The engine has a cap of its own, and port 0 for the rest.
         let port = if d.port == 0 { OVERFLOW.to_owned() } else { d.port.to_string() };
-        let reason = if d.reason.is_empty() { "unknown".to_owned() } else { d.reason.clone() };
+        let reason = if d.reason.is_empty() { "unknown".to_owned() } else { name(&d.reason) };
         Self { class: d.class.as_str().to_owned(), reason, port, protocol: d.protocol.to_string() }
     }
 }
@@ -107,13 +109,13 @@ pub fn denied(pair: &PairView) -> Vec<Denied> {
             Direction::Ingress => &pair.ingress,
         };
         Denied {
-            flow: pair.flow.to_string(),
+            flow: name(&pair.flow),
             severity: pair.severity.to_string(),
             direction: direction.to_string(),
-            source_namespace: pair.source.namespace.to_string(),
-            source_workload: pair.source.workload.to_string(),
-            destination_namespace: pair.destination.namespace.to_string(),
-            destination_workload: pair.destination.workload.to_string(),
+            source_namespace: name(&pair.source.namespace),
+            source_workload: name(&pair.source.workload),
+            destination_namespace: name(&pair.destination.namespace),
+            destination_workload: name(&pair.destination.workload),
             port: pair.port.to_string(),
             protocol: pair.protocol.to_string(),
             policies: policies(pair, side),
@@ -139,18 +141,23 @@ fn policies(pair: &PairView, side: &Side) -> String {
     if more > 0 {
         text.push_str(&format!(",+{more}"));
     }
-    text
+    name(&text)
+}
+
+/// Names are written by strangers, and metrics are read in terminals too.
+fn name(text: &str) -> String {
+    clean(text).into_owned()
 }
 
 pub fn state_of(pair: &PairView) -> StateOf {
     StateOf {
-        flow: pair.flow.to_string(),
+        flow: name(&pair.flow),
         severity: pair.severity.to_string(),
         state: pair.state.to_string(),
-        source_namespace: pair.source.namespace.to_string(),
-        source_workload: pair.source.workload.to_string(),
-        destination_namespace: pair.destination.namespace.to_string(),
-        destination_workload: pair.destination.workload.to_string(),
+        source_namespace: name(&pair.source.namespace),
+        source_workload: name(&pair.source.workload),
+        destination_namespace: name(&pair.destination.namespace),
+        destination_workload: name(&pair.destination.workload),
         port: pair.port.to_string(),
         protocol: pair.protocol.to_string(),
     }

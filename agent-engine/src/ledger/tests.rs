@@ -1,0 +1,1 @@
+//! Flips of a pair.
