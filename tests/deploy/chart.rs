@@ -160,3 +160,54 @@ fn value(json: &Json) -> Value {
 fn json(value: &Value) -> Json {
     serde_json::to_value(value).unwrap()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{folder, values};
+
+    fn validator() -> jsonschema::Validator {
+        let text = crate::read(&folder().join("values.schema.json"));
+        jsonschema::draft7::new(&serde_json::from_str(&text).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_values_fit_their_schema() {
+        let schema = validator();
+        let own = values("");
+        let problems: Vec<String> = schema.iter_errors(&own).map(|e| format!("{}: {e}", e.instance_path())).collect();
+        assert!(problems.is_empty(), "{problems:?}");
+        for wrong in [
+            "{http: {port: 70000}}",
+            "{http: {prot: 15099}}",
+            "{agent: {window: five minutes}}",
+            "{agent: {ports: ['53']}}",
+            "{image: {digest: sha256:00}}",
+            "{legacyCapabilites: true}",
+            "{podMonitor: {enabled: true}, serviceMonitor: {enabled: true}}",
+            "{istio: {configMaps: []}}",
+        ] {
+            assert!(!schema.is_valid(&values(wrong)), "{wrong} is accepted");
+        }
+    }
+
+    /// Each value has a comment right above it. What is Kubernetes' own is documented there.
+    #[test]
+    fn the_values_are_documented() {
+        let text = crate::read(&folder().join("values.yaml"));
+        let lines: Vec<&str> = text.lines().collect();
+        let (mut group, mut values) = ("", 0);
+        for (i, line) in lines.iter().enumerate() {
+            let name = line.trim_start();
+            let (indent, comment) = (line.len() - name.len(), name.starts_with('#') || name.starts_with('-'));
+            let Some((key, _)) = name.split_once(':').filter(|_| !comment) else { continue };
+            if indent == 0 {
+                group = key;
+            } else if ["nodeSelector", "resources", "updateStrategy", "seccompProfile"].contains(&group) {
+                continue;
+            }
+            assert!(i > 0 && lines[i - 1].trim_start().starts_with('#'), "{group}: {key} has no comment");
+            values += 1;
+        }
+        assert!(values > 50, "{values}");
+    }
+}

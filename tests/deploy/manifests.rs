@@ -1,5 +1,7 @@
 //! The plain manifests are the rendered chart, and what Kubernetes would read of them is all there is in them.
 
+use std::process::Command;
+
 use super::chart::{NAMESPACE, render};
 
 const HEAD: &str = "# Rendered from deploy/helm/weir. Not to be edited: change the chart, then\n\
@@ -10,10 +12,10 @@ const HEAD: &str = "# Rendered from deploy/helm/weir. Not to be edited: change t
 fn the_base_is_the_rendered_chart() {
     let documents = render("", "kustomize");
     assert!(documents.len() >= 8, "{documents:?}");
-    snapbox::assert_data_eq!(joined(documents), snapbox::Data::read_from(&path("weir.yaml"), None).raw());
+    snapbox::assert_data_eq!(joined(documents), snapbox::Data::read_from(&path("manifests/weir.yaml"), None).raw());
 }
 
-/// `kubectl apply -k deploy/manifests/monitoring` adds the objects of the Prometheus Operator.
+/// `kubectl apply -k deploy/monitoring` adds the objects of the Prometheus Operator.
 #[test]
 fn monitoring_is_the_rendered_chart() {
     let over = "{podMonitor: {enabled: true}, prometheusRule: {enabled: true}}";
@@ -27,7 +29,7 @@ fn monitoring_is_the_rendered_chart() {
 #[test]
 fn the_kustomizations_name_what_is_there() {
     for (folder, resources) in
-        [("", vec!["namespace.yaml", "weir.yaml"]), ("monitoring", vec!["..", "monitoring.yaml"])]
+        [("manifests", vec!["namespace.yaml", "weir.yaml"]), ("monitoring", vec!["../manifests", "monitoring.yaml"])]
     {
         let kustomization = super::yaml(&super::read(&path(folder).join("kustomization.yaml")));
         let named: Vec<&str> = kustomization["resources"].as_array().unwrap().iter().filter_map(|r| r.as_str()).collect();
@@ -36,10 +38,24 @@ fn the_kustomizations_name_what_is_there() {
             assert!(path(folder).join(resource).exists(), "{resource}");
         }
     }
-    let namespace = super::yaml(&super::read(&path("namespace.yaml")));
+    let namespace = super::yaml(&super::read(&path("manifests/namespace.yaml")));
     assert_eq!(namespace["metadata"]["name"], NAMESPACE);
     // The DaemonSet adds capabilities and mounts a host path, which the other levels refuse.
     assert_eq!(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "privileged");
+}
+
+/// kustomize itself has rules of its own: an overlay may not lie inside its base.
+#[test]
+fn kustomize_builds_both() {
+    for (folder, kinds) in [("manifests", 9), ("monitoring", 11)] {
+        let Ok(output) = Command::new("kubectl").arg("kustomize").arg(path(folder)).output() else {
+            eprintln!("skipped: kubectl is not installed");
+            return;
+        };
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text.lines().filter(|l| l.starts_with("kind: ")).count(), kinds, "{text}");
+    }
 }
 
 fn joined(documents: Vec<(String, String)>) -> String {
@@ -48,5 +64,5 @@ fn joined(documents: Vec<(String, String)>) -> String {
 }
 
 fn path(name: &str) -> std::path::PathBuf {
-    super::root().join("deploy/manifests").join(name)
+    super::root().join("deploy").join(name)
 }
