@@ -13,6 +13,8 @@ mod image;
 mod manifests;
 #[path = "deploy/objects.rs"]
 mod objects;
+#[path = "deploy/own_policy.rs"]
+mod own_policy;
 #[path = "deploy/rules.rs"]
 mod rules;
 #[path = "deploy/runbooks.rs"]

@@ -45,3 +45,17 @@ fn the_names_of_the_documentation_are_exported() {
         assert!(exported.contains(name), "{name} is not among {exported:?}");
     }
 }
+
+/// What the end-to-end test of the alerts serves is what an agent could serve.
+#[test]
+fn the_recorded_texts_are_metrics_of_this_version() {
+    let exported = series();
+    for file in ["denied.metrics", "fixed.metrics"] {
+        let text = crate::read(&crate::root().join("tests/deploy").join(file));
+        assert!(text.ends_with("# EOF\n"));
+        for line in text.lines().filter(|l| !l.starts_with('#')) {
+            let (name, _) = line.split_once('{').unwrap();
+            assert!(exported.contains(name), "{file}: {name}");
+        }
+    }
+}

@@ -315,3 +315,18 @@ fn values_reach_the_agent() {
     assert_eq!(image("{image: {tag: next}}"), "ghcr.io/weir-dev/weir:next");
     assert_eq!(image("{image: {tag: next, digest: 'sha256:00'}}"), "ghcr.io/weir-dev/weir@sha256:00");
 }
+
+/// The flags of `weir run` as they are: the program itself reads them, up to the request for help at their end.
+#[test]
+fn the_program_takes_the_arguments() {
+    let Ok(program) = harness::agent::binary() else {
+        eprintln!("skipped: no weir binary; `cargo build` makes one");
+        return;
+    };
+    for over in VARIANTS {
+        let mut arguments: Vec<String> = serde_json::from_value(container(over)["args"].clone()).unwrap();
+        arguments.push("--help".to_owned());
+        let output = std::process::Command::new(&program).args(&arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use regex::Regex;
+
 const SECTIONS: [&str; 5] =
     ["## What it means", "## Confirm", "## Likely causes", "## Fix", "## When it is wrong"];
 
@@ -33,5 +35,23 @@ fn each_is_one_page_with_all_sections() {
             after = at;
         }
         assert!(text.lines().count() <= 80, "{alert}: more than a page");
+    }
+}
+
+/// `weir NAME` in the text is a command that the program has.
+#[test]
+fn their_commands_exist() {
+    let Ok(program) = harness::agent::binary() else {
+        eprintln!("skipped: no weir binary; `cargo build` makes one");
+        return;
+    };
+    let mention = Regex::new(r"(?m)(?:`|^)(?:weir|weir-on [A-Za-z0-9-]+) ([a-z]+)").unwrap();
+    let texts = super::files(&super::root().join("docs/runbooks")).iter().map(|f| super::read(f)).collect::<String>();
+    let rules = super::read(&super::root().join(super::rules::RULES));
+    let commands: BTreeSet<String> = mention.captures_iter(&(texts + &rules)).map(|m| m[1].to_owned()).collect();
+    assert!(commands.contains("status") && commands.contains("explain"), "{commands:?}");
+    for command in commands {
+        let output = std::process::Command::new(&program).args([&command, "--help"]).output().unwrap();
+        assert!(output.status.success(), "there is no `weir {command}`");
     }
 }
