@@ -15,6 +15,8 @@ pub mod observation;
 pub mod policy;
 pub mod requirement;
 pub mod snapshot;
+#[cfg(test)]
+mod testing;
 pub mod time;
 pub mod verdict;
 pub mod words;

@@ -45,12 +45,13 @@ fn help() {
     golden(&["run", "--help"], 0, file!["golden/help-run.txt"]);
     golden(&["status", "--help"], 0, file!["golden/help-status.txt"]);
     golden(&["flows", "--help"], 0, file!["golden/help-flows.txt"]);
+    golden(&["doctor", "--help"], 0, file!["golden/help-doctor.txt"]);
     golden(&["replay", "--help"], 0, file!["golden/help-replay.txt"]);
 }
 
 #[test]
 fn help_fits_100_columns() {
-    for command in ["run", "status", "flows", "replay"] {
+    for command in ["run", "status", "doctor", "flows", "replay"] {
         for line in stdout(&run(&[command, "--help"])).lines() {
             assert!(line.chars().count() <= 100, "{command}: {line}");
         }
@@ -94,6 +95,7 @@ fn what_cannot_start_says_why_on_one_line_and_exits_2() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
         assert_eq!((text.lines().count(), stdout(&output).as_str()), (1, ""), "{args:?}: {text}");
         assert!(text.starts_with("weir: ") && text.contains(says), "{args:?}: {text}");
+        assert!(text.matches("os error").count() <= 1, "said once: {text}");
     }
 }
 
@@ -132,7 +134,9 @@ fn agent(view: View, path: &Path) -> Runtime {
     let context = runtime.enter();
     let socket = Socket::bind(path).unwrap();
     let views = serve(view);
-    runtime.spawn(async move { socket.serve(views).await });
+    runtime.spawn(async move {
+        socket.serve(views).await;
+    });
     drop(context);
     runtime
 }

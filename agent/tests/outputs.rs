@@ -119,7 +119,9 @@ fn socket_server(runtime: &Runtime, path: &Path, view: View) {
     let _context = runtime.enter();
     let socket = Socket::bind(path).unwrap();
     let views = serve(view);
-    runtime.spawn(async move { socket.serve(views).await });
+    runtime.spawn(async move {
+        socket.serve(views).await;
+    });
 }
 
 fn exchange(path: &Path, lines: &str) -> Vec<String> {

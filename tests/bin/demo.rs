@@ -1,7 +1,7 @@
 //! The main job, shown: a mini-mesh of network namespaces under default-deny, the real agent beside it, real connections,
 //! and what Weir says before and after the policies that open them. `cargo xtask demo` builds and starts this.
 
-use std::io::{IsTerminal, Write, stdout};
+use std::io::{IsTerminal, Write as _, stdout};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use harness::{Comparison, Enforcement, Family, Fixture, Rehearsal, agent, fixture};
+use harness::{Comparison, Enforcement, Family, Fixture, Rehearsal, agent, fixture, rehearsal};
 
 /// Fixture folder, its headline, and the states shown, each with what it stands for.
 type Act = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
@@ -78,7 +78,7 @@ fn run(keep: bool) -> Result<bool> {
             }
             let comparison =
                 step("driving every flow with real connections", || rehearsal.compare(state, Family::V4, PATIENCE))?;
-            show(&rehearsal, &comparison)?;
+            show(&comparison);
             right &= comparison.faultless();
         }
         if last && keep {
@@ -95,22 +95,25 @@ fn run(keep: bool) -> Result<bool> {
     Ok(right)
 }
 
-/// The agent's own table, then the comparison with the fixture in one line, then what differs.
-fn show(rehearsal: &Rehearsal, comparison: &Comparison) -> Result<()> {
-    let table = rehearsal.agent.command(&["status", "--all"]).context("weir status")?;
-    stdout().write_all(&table.stdout)?;
-    if table.status.code() == Some(2) {
-        bail!("weir status failed: {}", String::from_utf8_lossy(&table.stderr));
+/// What the agent says of each flow that was driven, and how that compares with the fixture.
+fn show(comparison: &Comparison) {
+    for row in &comparison.rows {
+        let Some(pair) = &row.pair else { continue };
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or("?").to_owned();
+        println!("  {:9} {:22} {}", text(&pair["state"]), text(&pair["flow"]), rehearsal::ends(pair));
+        let policies: Vec<String> = pair["policies"].as_array().into_iter().flatten().map(text).collect();
+        if !policies.is_empty() {
+            println!("            no rule admits it in: {}", policies.join(", "));
+        }
     }
     let denied = comparison.rows.iter().filter(|row| row.expected == "denied").count();
-    let verified = comparison.rows.len() - denied;
-    let as_expected = comparison.rows.iter().filter(|row| row.faults.is_empty()).count();
+    let right = comparison.rows.iter().filter(|row| row.faults.is_empty()).count();
     println!(
-        "  {as_expected} of {} flows as the fixture has them: {denied} denied, {verified} verified",
-        comparison.rows.len()
+        "  {right} of {} flows as they should be: {denied} denied, {} verified",
+        comparison.rows.len(),
+        comparison.rows.len() - denied
     );
     print!("{}", comparison.faults());
-    Ok(())
 }
 
 /// Runs something slow with a line that says so, and how long it took.

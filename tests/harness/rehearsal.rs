@@ -213,19 +213,23 @@ impl Comparison {
 /// A pair in one line.
 pub fn line(pair: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+    format!("{} {} {} {}", text(&pair["state"]), text(&pair["flow"]), ends(pair), text(&pair["why"]))
+}
+
+/// The ends of a pair, with the port: what clients dial, too, where that is another one.
+pub fn ends(pair: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     let end = |end: &Value| match end["namespace"].as_str() {
         Some("") | None => text(&end["workload"]),
         Some(namespace) => format!("{namespace}/{}", text(&end["workload"])),
     };
+    let dialled = pair["service_port"].as_u64().map(|port| format!("{port}→")).unwrap_or_default();
     format!(
-        "{} {} {} → {} {}/{} {}",
-        text(&pair["state"]),
-        text(&pair["flow"]),
+        "{} → {} {dialled}{}/{}",
         end(&pair["source"]),
         end(&pair["destination"]),
         pair["port"],
         text(&pair["protocol"]),
-        text(&pair["why"]),
     )
 }
 

@@ -1,6 +1,7 @@
 //! One connection attempt, joined from everything that was seen of it.
 
 mod decide;
+mod open;
 mod outcome;
 mod table;
 #[cfg(test)]
@@ -63,6 +64,8 @@ pub struct Attempt {
     pub netns: u32,
     /// Time to ESTABLISHED.
     pub latency: Option<Duration>,
+    /// The destination's listener was seen to accept it.
+    pub accepted: bool,
 }
 
 impl Attempt {

@@ -10,8 +10,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::decide::{Ending, decide};
+use super::open::{FlowKey, Id, Open, key};
 use super::{Attempt, JoinedDrop, Outcome};
-use crate::observation::{Accepted, AttemptEnd, AttemptStart, DropClass, Owner, PacketDrop, Retransmit, Tuple, UdpEnd};
+use crate::observation::{Accepted, AttemptEnd, AttemptStart, DropClass, PacketDrop, Retransmit, Tuple, UdpEnd};
 use crate::time::Time;
 use crate::words::Protocol;
 
@@ -20,7 +21,7 @@ pub(super) const JOIN: Duration = Duration::from_millis(50);
 /// How long an end waits for what may overtake it: [`JOIN`] and the way through the ring buffer.
 const HOLD: Duration = Duration::from_millis(100);
 /// A SYN that nobody answered for this long is reported, end or not.
-const SILENT: Duration = Duration::from_secs(3);
+pub(super) const SILENT: Duration = Duration::from_secs(3);
 /// An attempt whose end never came: longer than `tcp_syn_retries` 6 (127 s) allows.
 const EXPIRE: Duration = Duration::from_secs(150);
 /// How long a drop is remembered for attempts that end without one of their own.
@@ -28,31 +29,6 @@ const REMEMBER: Duration = Duration::from_secs(150);
 
 /// A UDP socket that lived shorter than this without an answer was not waiting for one.
 const ASKED_FOR_A_ROUTE: Duration = Duration::from_millis(200);
-
-/// Socket address and start.
-type Id = (Time, u64);
-/// Source, destination, destination port, protocol: a connection without its source port.
-type FlowKey = (IpAddr, IpAddr, u16, Protocol);
-
-#[derive(Clone, Debug)]
-struct Open {
-    tuple: Tuple,
-    /// Under which it is indexed.
-    flow: FlowKey,
-    /// The start was seen, so the age and the owner are known.
-    start_seen: bool,
-    last_sent: Time,
-    retransmits: u32,
-    owner: Option<Owner>,
-    netns: u32,
-    dropped: Option<JoinedDrop>,
-    translated: Option<Tuple>,
-    /// A drop waits to be reported.
-    report_drop_at: Option<Time>,
-    silence_reported: bool,
-    ending: Option<(Ending, Time)>,
-    due: Time,
-}
 
 /// All open attempts, bounded.
 #[derive(Clone, Debug)]
@@ -185,6 +161,7 @@ impl Attempts {
         if let Some(id) = from_here {
             if let Some(open) = self.open.get_mut(&id) {
                 open.translate(&e.tuple);
+                open.accepted = true;
             }
             self.finish(&id);
         } else {
@@ -203,6 +180,7 @@ impl Attempts {
                 owner: None,
                 netns: 0,
                 latency: None,
+                accepted: true,
             });
         }
     }
@@ -255,6 +233,7 @@ impl Attempts {
             owner: None,
             netns: 0,
             latency: None,
+            accepted: false,
         });
     }
 
@@ -292,6 +271,7 @@ impl Attempts {
             owner: Some(e.owner.clone()),
             netns: e.netns,
             latency: None,
+            accepted: false,
         });
     }
 
@@ -343,7 +323,7 @@ impl Attempts {
         let ids = self.flows.get(&key(dialled)).or_else(|| self.flows.get(&key(&e.tuple)))?;
         let ids = || ids.iter().filter_map(|id| Some((*id, self.open.get(id)?)));
         let port = dialled.source_port;
-        let by_port = ids().filter(|(_, o)| port != 0 && o.tuple.source_port == port).map(|(id, _)| id).last();
+        let by_port = ids().filter(|(_, o)| port != 0 && o.tuple.source_port == port).map(|(id, _)| id).next_back();
         by_port.or_else(|| {
             // The port is not known yet: the oldest attempt that waits for its drop and has just sent.
             let close = |id: &Id, o: &Open| {
@@ -477,60 +457,4 @@ impl Attempts {
         }
         self.timers.insert((due, *id));
     }
-}
-
-impl Open {
-    fn new(tuple: Tuple, started: Time, netns: u32, owner: Option<Owner>) -> Self {
-        Self {
-            flow: key(&tuple),
-            tuple,
-            start_seen: true,
-            last_sent: started,
-            retransmits: 0,
-            owner,
-            netns,
-            dropped: None,
-            translated: None,
-            report_drop_at: None,
-            silence_reported: false,
-            ending: None,
-            due: started.plus(SILENT),
-        }
-    }
-
-    fn translate(&mut self, to: &Tuple) {
-        if to.destination != self.tuple.destination || to.destination_port != self.tuple.destination_port {
-            self.translated = Some(*to);
-        }
-    }
-
-    fn drop_outcome(&self) -> Outcome {
-        match self.dropped.as_ref().map(|d| d.class) {
-            Some(DropClass::Route | DropClass::Neighbour) => Outcome::Unreachable,
-            _ => Outcome::Dropped,
-        }
-    }
-
-    fn attempt(&self, id: &Id, outcome: Outcome, at: Time, provisional: bool) -> Attempt {
-        Attempt {
-            started: id.0,
-            last_sent: self.last_sent,
-            at,
-            dialled: self.tuple,
-            translated: self.translated,
-            outcome,
-            provisional,
-            dropped: self.dropped.clone(),
-            icmp: None,
-            error: 0,
-            retransmits: self.retransmits,
-            owner: self.owner.clone(),
-            netns: self.netns,
-            latency: None,
-        }
-    }
-}
-
-fn key(t: &Tuple) -> FlowKey {
-    (t.source, t.destination, t.destination_port, t.protocol)
 }

@@ -17,11 +17,11 @@ pub use settings::{Settings, WATCHED_PORTS};
 
 use crate::attempt::{Attempt, Attempts, Outcome};
 use crate::cluster::{Change, Cluster, Key, Kind, Object, ObjectError, Origin};
-use crate::identity::Identity;
+use crate::identity::{Identity, Peer};
 use crate::ledger::{Dirty, Ledger, NO_FLOW, Spans, is_policy};
 use crate::observation::Observation;
 use crate::policy::{Endpoint, Policies};
-use crate::requirement::{Catalogue, Pair, Resolver};
+use crate::requirement::{Catalogue, Pair, PortSource, Resolver, Role};
 use crate::snapshot::Edit;
 pub use crate::snapshot::{Snapshot, Transition};
 pub use crate::time::Time;
@@ -264,8 +264,12 @@ impl Engine {
     fn judge(&mut self, now: Time) {
         let dirty = std::mem::take(&mut self.dirty);
         self.judge_at = None;
-        let pairs = dirty.topology.then(|| self.resolver.resolve(&self.cluster, &self.identity));
         let (cluster, settings) = (&self.cluster, &self.settings);
+        let pairs = dirty.topology.then(|| {
+            let mut pairs = self.resolver.resolve(cluster, &self.identity);
+            pairs.retain(|_, pair| settings.nodes.is_empty() || touches_node(cluster, &settings.nodes, pair));
+            pairs
+        });
         self.ledger.update(now, cluster, &self.policies, pairs, &dirty, |pair| observable(cluster, settings, pair));
         self.drain(now);
     }
@@ -313,8 +317,12 @@ impl Engine {
                 }
                 let attempt = Arc::new(attempt.clone());
                 let denied = matches!(attempt.outcome, Outcome::Dropped | Outcome::Rejected);
+                let masked = established && self.is_masked(&attempt);
                 // That one of several backends fails says nothing about the others.
                 for target in targets.into_iter().filter(|t| !t.ambiguous || established || denied) {
+                    if masked && self.is_application(&target.key.flow) {
+                        continue;
+                    }
                     self.resolver.seen(&target.key, now);
                     let settled = self.settled(&target.instance.source, &target.candidates);
                     let (cluster, policies) = (&self.cluster, &self.policies);
@@ -326,6 +334,26 @@ impl Engine {
         if !attempt.provisional {
             self.ledger.counters.attempt(&flow, attempt.outcome, attempt.latency);
         }
+    }
+
+    /// A pod with a sidecar is connected to its own proxy, whatever it dialled (Istio's REDIRECT in the pod's OUTPUT chain): its
+    /// "established" says nothing about the destination. What does is a connection of the proxy itself (Envoy's threads are
+    /// `envoy` and `wrk:…`), or the destination's listener.
+    fn is_masked(&self, attempt: &Attempt) -> bool {
+        let is_proxy = attempt.owner.as_ref().is_none_or(|o| o.comm == "envoy" || o.comm.starts_with("wrk:"));
+        if attempt.accepted || is_proxy {
+            return false;
+        }
+        match self.identity.peer(&self.cluster, attempt.dialled.source, attempt.started) {
+            Peer::Pod { name, .. } => self.resolver.roles(&name).contains(&Role::Sidecar),
+            _ => false,
+        }
+    }
+
+    /// Whether a flow carries what applications dial.
+    fn is_application(&self, flow: &str) -> bool {
+        let from = self.resolver.catalogue().flow(flow).and_then(|r| r.port_from);
+        matches!(from, Some(PortSource::Application | PortSource::Service))
     }
 
     /// Until when the pods of an instance are too young for a disagreement to mean anything.
@@ -341,6 +369,17 @@ impl Engine {
             started.max().and_then(|s| s.checked_mul(1_000_000_000)?.checked_sub(self.settings.wall_offset_ns));
         youngest.and_then(|ns| u64::try_from(ns).ok()).map_or(Time(0), |ns| Time(ns).plus(self.settings.grace))
     }
+}
+
+/// Whether a pair has an end on one of these nodes: what happens elsewhere is another agent's to tell.
+fn touches_node(cluster: &Cluster, nodes: &[String], pair: &Pair) -> bool {
+    let ours = |node: &str| nodes.iter().any(|n| n == node);
+    let mut ends = pair.sources.iter().chain(pair.destinations.iter());
+    ends.any(|e| match e {
+        Endpoint::Pod { name, .. } => cluster.pod(name).and_then(|p| p.node.as_deref()).is_some_and(ours),
+        Endpoint::Node { name, .. } => ours(name),
+        Endpoint::Address(_) | Endpoint::External => false,
+    })
 }
 
 /// Whether attempts of a pair can be seen and told apart here.

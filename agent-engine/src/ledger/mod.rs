@@ -8,8 +8,6 @@ mod entry;
 mod judged;
 mod line;
 mod slot;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

@@ -102,11 +102,11 @@ impl Slot {
         let counts = |s: &&Seen| s.at >= self.valid_from && s.at >= oldest;
         let all = all.map(|(kind, seen)| (kind, seen.as_ref().filter(counts)));
         let is_lag = |kind: Evidence, seen: &Seen| {
-            let disagrees = match (self.admission, kind) {
-                (Admission::NotAdmitted, Evidence::Established) => true,
-                (Admission::Admitted, Evidence::Denied | Evidence::AnswerDropped | Evidence::Failed) => true,
-                _ => false,
-            };
+            let disagrees = matches!(
+                (self.admission, kind),
+                (Admission::NotAdmitted, Evidence::Established)
+                    | (Admission::Admitted, Evidence::Denied | Evidence::AnswerDropped | Evidence::Failed)
+            );
             disagrees && seen.at < self.settled
         };
         let settled = all.map(|(kind, seen)| (kind, seen.filter(|s| !is_lag(kind, s))));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::decide::{Judge, Query, rule_ref};
+use super::decide::{Peers, Query, rule_hit, rule_ref};
 use super::decision::{Invalid, Tier, Undecided};
 use super::index::Group;
 use super::lower::{Action, Lowered, Peer, Port, Rule, Subject, block, range};
@@ -138,7 +138,7 @@ pub(super) enum Say<'a> {
 
 /// The first rule that matches, by priority and place. Every address of the far end is asked for on its own.
 pub(super) fn say<'a>(
-    judge: &Judge<'_>,
+    asked: &Peers<'_>,
     group: &'a Group,
     direction: Direction,
     tier: Tier,
@@ -147,7 +147,7 @@ pub(super) fn say<'a>(
 ) -> Say<'a> {
     let mut total: Option<Say<'a>> = None;
     for slots in far.slots.each() {
-        let one = say_of(judge, group.admin(direction), direction, tier, &Far { slots, ..*far }, query);
+        let one = say_of(asked, group.admin(direction), direction, tier, &Far { slots, ..*far }, query);
         total = Some(match total {
             None => one,
             Some(other) => other.and(one),
@@ -186,7 +186,7 @@ impl<'a> Say<'a> {
 }
 
 fn say_of<'a>(
-    judge: &Judge<'_>,
+    asked: &Peers<'_>,
     policies: &'a [Arc<Lowered>],
     direction: Direction,
     tier: Tier,
@@ -196,9 +196,9 @@ fn say_of<'a>(
     let mut of_tier = policies.iter().filter(|p| p.tier == tier).peekable();
     // Policies of one priority are asked together: where they disagree the API leaves the result open.
     while let Some(first) = of_tier.next() {
-        let mut said = first_match(judge, first, direction, far, query);
+        let mut said = first_match(asked, first, direction, far, query);
         while let Some(equal) = of_tier.next_if(|p| p.priority == first.priority) {
-            let other = first_match(judge, equal, direction, far, query);
+            let other = first_match(asked, equal, direction, far, query);
             said = match (said, other) {
                 (None, said) | (said, None) => said,
                 (Some(one), Some(other)) => Some(together(one, other)),
@@ -209,7 +209,7 @@ fn say_of<'a>(
             Some(Matched { say, sure: true, .. }) => return say,
             // It may match: either this, or whatever comes next.
             Some(Matched { say, why, .. }) => {
-                let rest = say_rest(judge, policies, first.priority, direction, tier, far, query);
+                let rest = say_rest(asked, policies, first.priority, direction, tier, far, query);
                 return say.either(rest, || why);
             }
         }
@@ -218,7 +218,7 @@ fn say_of<'a>(
 }
 
 fn say_rest<'a>(
-    judge: &Judge<'_>,
+    asked: &Peers<'_>,
     policies: &'a [Arc<Lowered>],
     after: i64,
     direction: Direction,
@@ -227,7 +227,7 @@ fn say_rest<'a>(
     query: &Query<'_>,
 ) -> Say<'a> {
     let next = policies.iter().position(|p| p.tier == tier && p.priority > after);
-    next.map_or(Say::Nothing, |next| say_of(judge, &policies[next..], direction, tier, far, query))
+    next.map_or(Say::Nothing, |next| say_of(asked, &policies[next..], direction, tier, far, query))
 }
 
 /// What the first matching rule of one policy says.
@@ -248,7 +248,7 @@ fn together<'a>(one: Matched<'a>, other: Matched<'a>) -> Matched<'a> {
 }
 
 fn first_match<'a>(
-    judge: &Judge<'_>,
+    asked: &Peers<'_>,
     policy: &'a Lowered,
     direction: Direction,
     far: &Far<'_>,
@@ -259,7 +259,7 @@ fn first_match<'a>(
         if !query.matches(rule) {
             continue;
         }
-        let hit = judge.rule_hit(policy, rule, far);
+        let hit = rule_hit(asked, policy, rule, far);
         if !hit.any() {
             continue;
         }

@@ -11,7 +11,9 @@ use super::lower::{Lowered, Port, Rule};
 use super::miss;
 use super::peer::{Far, FarKind, Hit, Slots};
 use super::profile::Profile;
-use crate::cluster::{Cluster, ContainerPort};
+use super::program::Program;
+use super::reasons::{Reasons, Scene};
+use crate::cluster::{Cluster, Pod};
 use crate::words::{Direction, Name, Protocol};
 
 /// Everything that judging one flow looks at.
@@ -24,14 +26,22 @@ pub(super) struct Judge<'a> {
     pub loopback: bool,
 }
 
+/// What comparing peers looks at besides the far end.
+#[derive(Clone, Copy)]
+pub(super) struct Peers<'a> {
+    pub profile: Profile,
+    pub cluster: &'a Cluster,
+}
+
 /// The port part of a flow, with what the destination pod says about ports.
 #[derive(Clone, Copy)]
 pub(super) struct Query<'a> {
     pub protocol: Protocol,
     pub port: u16,
-    pub dialled: Option<(IpAddr, u16)>,
-    /// Container ports and group of the destination, where it is a pod on the pod network.
-    pub pod: Option<(&'a [ContainerPort], &'a Group)>,
+    /// Port and Service that were dialled.
+    pub dialled: Option<(u16, &'a Name)>,
+    /// The destination, where it is a pod on the pod network.
+    pub pod: Option<(&'a Arc<Pod>, &'a Arc<Group>)>,
 }
 
 /// One end of a flow, looked up.
@@ -56,14 +66,16 @@ impl Query<'_> {
             Port::Range { protocol, first, last } => {
                 *protocol == self.protocol && (*first..=*last).contains(&self.port)
             }
-            Port::Named { protocol, name } => {
-                protocol.is_none_or(|p| p == self.protocol)
-                    && self.pod.is_some_and(|(ports, _)| {
-                        ports.iter().any(|p| p.port == self.port && p.protocol == self.protocol && p.name == *name)
-                    })
-            }
+            Port::Named { protocol, name } => protocol.is_none_or(|p| p == self.protocol) && self.is_called(name),
             Port::Invalid(_) => false,
         }
+    }
+
+    /// Whether the destination pod has a container port of that name, and it is this one.
+    pub fn is_called(&self, name: &Arc<str>) -> bool {
+        self.pod.is_some_and(|(pod, _)| {
+            pod.ports.iter().any(|p| p.port == self.port && p.protocol == self.protocol && p.name == *name)
+        })
     }
 }
 
@@ -75,13 +87,26 @@ impl<'a> Judge<'a> {
         }
         let families = families(&source) & families(&destination);
         let pod = match destination {
-            End::Pod(facts, _) => Some((&*facts.pod.ports, self.index.group(facts.group))),
+            End::Pod(facts, _) => Some((&facts.pod, self.index.group(facts.group))),
             End::Host { .. } | End::Address(_) | End::External | End::Unknown(_) => None,
         };
-        let query = Query { protocol: flow.protocol, port: flow.port, dialled: flow.dialled, pod };
+        // Whose address was dialled matters to reasons only.
+        let dialled = flow.dialled.filter(|_| REASONS);
+        let dialled = dialled.and_then(|(address, port)| Some((port, &self.cluster.service_by_address(address)?.name)));
+        let query = Query { protocol: flow.protocol, port: flow.port, dialled, pod };
         Decision {
             egress: self.egress::<REASONS>(&source, &destination, &query, families),
             ingress: self.ingress::<REASONS>(&source, &destination, &query, families),
+        }
+    }
+
+    /// The answer alone, of one side or of both; allocates nothing.
+    pub fn admission(&self, flow: &'a Flow, side: Option<Direction>) -> Admission {
+        let decision = self.decide::<false>(flow);
+        match side {
+            None => decision.admission(),
+            Some(Direction::Egress) => decision.egress.admission(),
+            Some(Direction::Ingress) => decision.ingress.admission(),
         }
     }
 
@@ -111,24 +136,21 @@ impl<'a> Judge<'a> {
     }
 
     fn pod_end(&self, facts: &'a Facts, address: Option<&'a IpAddr>) -> End<'a> {
-        let pod = &facts.pod;
-        let own = if pod.host_network && pod.addresses.is_empty() {
-            pod.node.as_ref().and_then(|n| self.cluster.node(n)).map_or(&[][..], |n| &n.addresses)
-        } else {
-            &pod.addresses
-        };
-        let slots = Slots::known(address.map_or(own, std::slice::from_ref));
-        if pod.host_network {
-            return End::Host { node: pod.node.as_ref(), pod: Some(&pod.name), slots };
+        if !facts.host_network {
+            return End::Pod(facts, Slots::known(address.map_or(&facts.addresses, std::slice::from_ref)));
         }
-        End::Pod(facts, slots)
+        let pod = &facts.pod;
+        let node = pod.node.as_ref().and_then(|n| self.cluster.node(n));
+        let own = if pod.addresses.is_empty() { node.map_or(&[][..], |n| &n.addresses) } else { &pod.addresses };
+        let slots = Slots::known(address.map_or(own, std::slice::from_ref));
+        End::Host { node: pod.node.as_ref(), pod: Some(&pod.name), slots }
     }
 
     /// Both ends in one network namespace: the packet never passes a policy.
     fn never_leaves(&self, source: &End<'_>, destination: &End<'_>) -> bool {
         match (source, destination) {
             // A template stands for several pods, which do talk to one another.
-            (End::Pod(a, _), End::Pod(b, _)) => !self.loopback && !a.pod.template && a.pod.name == b.pod.name,
+            (End::Pod(a, _), End::Pod(b, _)) => !self.loopback && std::ptr::eq(*a, *b) && !a.template,
             (End::Host { node: Some(a), .. }, End::Host { node: Some(b), .. }) => a == b,
             (_, End::Address(address)) => address.is_loopback(),
             _ => false,
@@ -149,7 +171,13 @@ impl<'a> Judge<'a> {
         };
         let far = self.far(destination, facts, families);
         let side = self.side::<REASONS>(facts, Direction::Egress, &far, query);
-        let End::Host { node, .. } = destination else { return side };
+        let node = match destination {
+            End::Host { node, .. } => node,
+            End::Unknown(name) if side.admission() == Admission::NotAdmitted => {
+                return Side::Undecidable { why: Undecided::UnknownPod { pod: (*name).clone() } };
+            }
+            End::Pod(..) | End::Address(_) | End::External | End::Unknown(_) => return side,
+        };
         if side.admission() != Admission::NotAdmitted || !self.profile.own_node_is_open() {
             return side;
         }
@@ -187,7 +215,9 @@ impl<'a> Judge<'a> {
                 Some(false) => {}
                 None => unless_admitted = Some(Undecided::AmbientProbe { address: **address }),
             },
-            End::Pod(..) | End::Address(_) | End::External | End::Unknown(_) => {}
+            // It may be on the network of the pod's own node.
+            End::Unknown(name) => unless_admitted = Some(Undecided::UnknownPod { pod: (*name).clone() }),
+            End::Pod(..) | End::Address(_) | End::External => {}
         }
         let far = self.far(source, facts, families);
         let side = self.side::<REASONS>(facts, Direction::Ingress, &far, query);
@@ -200,14 +230,13 @@ impl<'a> Judge<'a> {
     /// The other end as peers are compared with it.
     fn far(&self, end: &End<'a>, near: &Facts, families: u8) -> Far<'a> {
         let known = |slots: Slots<'a>| match slots {
-            Slots::Known { addresses: [], .. } => Slots::Unknown { families: self.family_bits() },
+            Slots::Known { addresses: [], .. } => Slots::Unknown { families: self.family_bits(families) },
             slots => slots.only(families),
         };
         match end {
             End::Pod(facts, slots) => {
                 let group = self.index.group(facts.group);
-                let kind = FarKind::Pod { name: &facts.pod.name, group, space: self.index.space(group) };
-                Far { kind, slots: known(*slots) }
+                Far { kind: FarKind::Pod { facts, group }, slots: known(*slots) }
             }
             End::Host { node, pod, slots } => {
                 Far { kind: FarKind::Host { node: *node, pod: *pod }, slots: known(*slots) }
@@ -216,95 +245,85 @@ impl<'a> Judge<'a> {
                 Far { kind: FarKind::Address, slots: Slots::known(std::slice::from_ref(*address)) }
             }
             End::External => {
-                let own = near.pod.addresses.iter().map(family).fold(0, |a, b| a | b);
-                let families = if own == 0 { self.family_bits() } else { own };
+                let families = if near.addresses.is_empty() { self.family_bits(3) } else { near.families };
                 Far { kind: FarKind::External, slots: Slots::Outside { families } }
             }
             End::Unknown(pod) => {
-                Far { kind: FarKind::Unknown(*pod), slots: Slots::Unknown { families: self.family_bits() } }
+                Far { kind: FarKind::Unknown(pod), slots: Slots::Unknown { families: self.family_bits(families) } }
             }
         }
     }
 
-    fn family_bits(&self) -> u8 {
+    /// The families that an address not known may be of: those of the cluster's pods that the other end has too.
+    fn family_bits(&self, wanted: u8) -> u8 {
         let [v4, v6] = self.index.families();
-        u8::from(v4) | u8::from(v6) << 1
+        let bits = u8::from(v4) | u8::from(v6) << 1;
+        if bits & wanted == 0 { bits } else { bits & wanted }
     }
 
     fn side<const REASONS: bool>(&self, facts: &Facts, direction: Direction, far: &Far<'a>, query: &Query<'a>) -> Side {
         let group = self.index.group(facts.group);
+        let program = group.selecting(direction);
+        let policies = || program.map_or(Side::NotIsolated, |p| self.network_policies::<REASONS>(p, far, query));
         if group.admin(direction).is_empty() {
-            return self.network_policies::<REASONS>(group, direction, far, query);
+            return policies();
         }
-        let say = |tier| admin::say(self, group, direction, tier, far, query);
-        settle::<REASONS>(say(Tier::Admin), &group.selecting(direction).names, || {
-            match self.network_policies::<REASONS>(group, direction, far, query) {
-                Side::NotIsolated => settle::<REASONS>(say(Tier::Baseline), &[], || Side::NotIsolated),
-                side => side,
-            }
+        let say = |tier| admin::say(&self.peers(), group, direction, tier, far, query);
+        let names = program.map_or(&[][..], |p| &p.names);
+        settle::<REASONS>(say(Tier::Admin), names, || match policies() {
+            Side::NotIsolated => settle::<REASONS>(say(Tier::Baseline), &[], || Side::NotIsolated),
+            side => side,
         })
     }
 
-    fn network_policies<const REASONS: bool>(
-        &self,
-        group: &Group,
-        direction: Direction,
-        far: &Far<'a>,
-        query: &Query<'a>,
-    ) -> Side {
-        let selected = group.selecting(direction);
-        if selected.policies.is_empty() {
-            return Side::NotIsolated;
-        }
-        let all = far.slots.all();
-        let mut total = Hit::NONE;
+    fn network_policies<const REASONS: bool>(&self, program: &Arc<Program>, far: &Far<'a>, query: &Query<'a>) -> Side {
         let mut by = Vec::new();
-        let mut unsure: Option<(&Lowered, usize)> = None;
-        for policy in &selected.policies {
-            for (index, rule) in policy.rules(direction).iter().enumerate() {
-                if !query.matches(rule) {
-                    continue;
-                }
-                let hit = self.rule_hit(policy, rule, far);
-                if hit.yes != 0 && REASONS {
-                    by.push(rule_ref(policy, index));
-                }
-                if hit.maybe != 0 && unsure.is_none() {
-                    unsure = Some((policy, index));
-                }
-                total = total.or(hit);
-                if total.yes == all && !REASONS {
-                    return Side::Admitted { by, selecting: selected.names.clone() };
-                }
-            }
+        let mut admitting = |policy: usize, rule| by.push(rule_ref(&program.policies[policy], rule));
+        let walked = program.walk(&self.peers(), far, query, if REASONS { Some(&mut admitting) } else { None });
+        if walked.hit.yes == far.slots.all() {
+            return Side::Admitted { by, selecting: program.names.clone() };
         }
-        if total.yes == all {
-            return Side::Admitted { by, selecting: selected.names.clone() };
-        }
-        if total.yes | total.maybe == 0 {
-            let selecting = if REASONS { miss::rank(self, group, direction, far, query) } else { Vec::new() };
+        if !walked.hit.any() {
+            let selecting = if REASONS { self.reasons(program, far, query) } else { Reasons::none() };
             return Side::NotAdmitted { selecting };
         }
-        let why = match unsure {
-            Some((policy, index)) => far.unsure(rule_ref(policy, index)),
+        let why = match walked.unsure {
+            Some((policy, rule)) => far.unsure(rule_ref(&program.policies[policy], rule)),
             None => Undecided::Addresses,
         };
         Side::Undecidable { why }
     }
 
-    /// Which of the far end's addresses the rule's peers match; ports are not looked at.
-    pub fn rule_hit(&self, policy: &Lowered, rule: &Rule, far: &Far<'a>) -> Hit {
-        let all = far.slots.all();
-        let Some(peers) = &rule.peers else { return Hit { yes: all, maybe: 0 } };
-        let mut total = Hit::NONE;
-        for peer in peers {
-            total = total.or(far.hit(self, &policy.name.namespace, peer));
-            if total.yes == all {
-                break;
-            }
-        }
-        total
+    /// Between pods the reasons are found when they are read; other ends are compared with the cluster as it stands now.
+    fn reasons(&self, program: &Arc<Program>, far: &Far<'a>, query: &Query<'a>) -> Reasons {
+        let (FarKind::Pod { facts, group }, Slots::Known { addresses, mask }) = (far.kind, far.slots) else {
+            return Reasons::found(miss::rank(&self.peers(), program, far, query));
+        };
+        let addresses =
+            if std::ptr::eq(addresses, &*facts.addresses) { facts.addresses.clone() } else { addresses.into() };
+        Reasons::later(Scene {
+            program: program.clone(),
+            profile: self.profile,
+            far: (facts.clone(), group.clone()),
+            addresses: (addresses, mask),
+            protocol: query.protocol,
+            port: query.port,
+            dialled: query.dialled.map(|(port, service)| (port, service.clone())),
+            pod: query.pod.map(|(pod, group)| (pod.clone(), group.clone())),
+        })
     }
+
+    fn peers(&self) -> Peers<'a> {
+        Peers { profile: self.profile, cluster: self.cluster }
+    }
+}
+
+/// Which of the far end's addresses the rule's peers match; ports are not looked at.
+pub(super) fn rule_hit(asked: &Peers<'_>, policy: &Lowered, rule: &Rule, far: &Far<'_>) -> Hit {
+    let all = far.slots.all();
+    let Some(peers) = &rule.peers else { return Hit { yes: all, maybe: 0 } };
+    let hits = peers.iter().map(|peer| far.hit(asked, &policy.name.namespace, peer));
+    hits.fold(Hit::NONE, Hit::or)
 }
 
 pub(super) fn rule_ref(policy: &Lowered, rule: usize) -> RuleRef {

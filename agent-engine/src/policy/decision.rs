@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::reasons::Reasons;
 use crate::words::{Direction, Name, Protocol};
 
 /// One end of a flow.
@@ -89,7 +90,7 @@ pub enum Side {
     /// Selected, and no rule admits.
     NotAdmitted {
         /// Every policy that selects the pod for this direction, nearest miss first.
-        selecting: Vec<Selecting>,
+        selecting: Reasons,
     },
     /// An admin policy denies in so many words; NetworkPolicies are not asked.
     DeniedBy {
@@ -273,13 +274,20 @@ pub enum Wanted {
         /// Label key.
         key: Arc<str>,
     },
-    /// A selector that the API refuses: it selects nothing.
-    Invalid {
-        /// Label key.
-        key: Arc<str>,
-        /// The operator as written.
-        operator: Arc<str>,
-    },
+}
+
+impl Wanted {
+    /// The label key.
+    #[must_use]
+    pub fn key(&self) -> &Arc<str> {
+        match self {
+            Self::Is { key, .. }
+            | Self::In { key, .. }
+            | Self::NotIn { key, .. }
+            | Self::Exists { key }
+            | Self::Absent { key } => key,
+        }
+    }
 }
 
 /// Port numbers that a rule opens.
@@ -414,7 +422,7 @@ impl Side {
     #[must_use]
     pub fn selecting(&self) -> Vec<&Name> {
         match self {
-            Self::NotAdmitted { selecting } => selecting.iter().map(|s| &s.policy).collect(),
+            Self::NotAdmitted { selecting } => selecting.policies(),
             Self::Admitted { selecting, .. } => selecting.iter().collect(),
             Self::DeniedBy { by } => vec![&by.policy],
             Self::NotIsolated | Self::NodeLocal | Self::NotApplicable | Self::Undecidable { .. } => Vec::new(),

@@ -28,7 +28,6 @@ impl fmt::Display for Wanted {
             Self::NotIn { key, values } => write!(f, "{key} not in ({})", values.join(", ")),
             Self::Exists { key } => write!(f, "the label {key}"),
             Self::Absent { key } => write!(f, "no label {key}"),
-            Self::Invalid { key, operator } => write!(f, "{key} {operator} …, which is not a valid expression"),
         }
     }
 }
@@ -116,14 +115,7 @@ impl fmt::Display for Why {
 }
 
 fn found_label(f: &mut fmt::Formatter<'_>, who: &str, wanted: &Wanted, found: Option<&str>) -> fmt::Result {
-    let key = match wanted {
-        Wanted::Is { key, .. }
-        | Wanted::In { key, .. }
-        | Wanted::NotIn { key, .. }
-        | Wanted::Exists { key }
-        | Wanted::Absent { key }
-        | Wanted::Invalid { key, .. } => key,
-    };
+    let key = wanted.key();
     match found {
         Some(value) => write!(f, "{who} has {key}={value}"),
         None => write!(f, "{who} has no label {key}"),

@@ -11,22 +11,24 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 
 use super::admin;
+use super::decide::family;
 use super::decision::Tier;
 use super::lower::Lowered;
-use super::selector::{LabelSet, Selector, Symbols};
+use super::program::Program;
+use super::selector::{LabelSet, Selector, Set, Symbols};
 use crate::cluster::{Change, Cluster, Key, Kind, Labels, Pod, Service};
 use crate::words::{Direction, Name};
 
 type Map<K, V> = HashMap<K, V, FixedState>;
 pub(super) type GroupId = u32;
-type SpaceId = u32;
+pub(super) type SpaceId = u32;
 
 /// Everything that a decision looks up.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
     pub symbols: Symbols,
     pods: Map<Name, Facts>,
-    groups: Slab<Group>,
+    groups: Slab<Arc<Group>>,
     group_ids: Map<(SpaceId, Labels), GroupId>,
     spaces: Slab<Space>,
     space_ids: Map<Arc<str>, SpaceId>,
@@ -34,7 +36,7 @@ pub(super) struct Index {
     cluster_wide: BTreeMap<(Tier, i64, Kind, Arc<str>), Arc<Lowered>>,
     cluster_wide_keys: BTreeMap<(Kind, Arc<str>), (Tier, i64)>,
     /// Selectors of namespaces: how many policies use them, how many namespaces they match.
-    counts: Map<Selector, (u32, u32)>,
+    counts: Map<Selector, Count>,
     /// Pod addresses by family: which of them the cluster has.
     families: [usize; 2],
 }
@@ -44,27 +46,40 @@ pub(super) struct Index {
 pub(super) struct Facts {
     pub pod: Arc<Pod>,
     pub group: GroupId,
+    /// What decisions ask first, so that most of them need not look at the pod.
+    pub host_network: bool,
+    pub template: bool,
+    pub addresses: Arc<[IpAddr]>,
+    /// 1 for IPv4, 2 for IPv6, 3 for both or not known.
+    pub families: u8,
+}
+
+/// A selector of namespaces in use.
+#[derive(Clone, Debug, Default)]
+struct Count {
+    /// Namespaces it matches.
+    matching: u32,
+    /// How many policies of a namespace use it; cluster-wide policies are of none.
+    uses: BTreeMap<Option<SpaceId>, u32>,
 }
 
 /// Pods of one namespace with one label set.
 #[derive(Clone, Debug)]
 pub(super) struct Group {
     pub space: SpaceId,
+    pub namespace: Arc<str>,
     pub labels: Labels,
-    pub set: LabelSet,
-    /// NetworkPolicies that select these pods, per direction.
-    selecting: [Arc<Selected>; 2],
+    pub namespace_labels: Labels,
+    /// Labels of the namespace, then of the pods, side by side.
+    set: LabelSet,
+    /// Where those of the pods begin.
+    split: usize,
+    /// NetworkPolicies that select these pods, per direction; none where there are none.
+    selecting: [Option<Arc<Program>>; 2],
     /// Cluster-wide policies that select these pods, in the order in which they are asked, per direction.
     admin: [Arc<[Arc<Lowered>]>; 2],
     pub services: Box<[Arc<ServiceEntry>]>,
     uses: u32,
-}
-
-/// Policies that select a group.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Selected {
-    pub policies: Box<[Arc<Lowered>]>,
-    pub names: Arc<[Name]>,
 }
 
 /// A Service with a selector: what its ports are on the pods.
@@ -84,15 +99,42 @@ pub(super) struct Space {
     policies: BTreeMap<Arc<str>, Arc<Lowered>>,
     services: BTreeMap<Arc<str>, Arc<ServiceEntry>>,
     groups: BTreeSet<GroupId>,
+    /// Programs of its groups; those that no group uses any longer go with the next change of a policy.
+    programs: Vec<Arc<Program>>,
 }
 
 impl Group {
-    pub fn selecting(&self, direction: Direction) -> &Selected {
-        &self.selecting[direction as usize]
+    /// The NetworkPolicies that select it; none: not isolated.
+    pub fn selecting(&self, direction: Direction) -> Option<&Arc<Program>> {
+        self.selecting[direction as usize].as_ref()
+    }
+
+    /// Labels of its namespace.
+    pub fn namespace_set(&self) -> &Set {
+        &self.set[..self.split]
+    }
+
+    /// Labels of its pods.
+    pub fn pod_set(&self) -> &Set {
+        &self.set[self.split..]
     }
 
     pub fn admin(&self, direction: Direction) -> &[Arc<Lowered>] {
         &self.admin[direction as usize]
+    }
+}
+
+impl Facts {
+    fn new(pod: Arc<Pod>, group: GroupId) -> Self {
+        let families = pod.addresses.iter().map(family).fold(0, |a, b| a | b);
+        Self {
+            host_network: pod.host_network,
+            template: pod.template,
+            addresses: pod.addresses.clone(),
+            families: if families == 0 { 3 } else { families },
+            group,
+            pod,
+        }
     }
 }
 
@@ -101,17 +143,8 @@ impl Index {
         self.pods.get(name)
     }
 
-    pub fn group(&self, id: GroupId) -> &Group {
+    pub fn group(&self, id: GroupId) -> &Arc<Group> {
         self.groups.get(id)
-    }
-
-    pub fn space(&self, group: &Group) -> &Space {
-        self.spaces.get(group.space)
-    }
-
-    /// Whether no namespace of the cluster matches.
-    pub fn matches_no_namespace(&self, selector: &Selector) -> bool {
-        self.counts.get(selector).is_some_and(|(_, matching)| *matching == 0)
     }
 
     /// Whether pods have addresses of `[IPv4, IPv6]`; IPv4 where no pod has any.
@@ -122,19 +155,9 @@ impl Index {
         }
     }
 
-    /// All pods and templates, in no order.
-    pub fn all_pods(&self) -> impl Iterator<Item = &Facts> {
-        self.pods.values()
-    }
-
     /// Every policy, in no order.
     pub fn all_policies(&self) -> impl Iterator<Item = &Arc<Lowered>> {
         self.spaces.iter().flat_map(|s| s.policies.values()).chain(self.cluster_wide.values())
-    }
-
-    pub fn policy(&self, name: &Name) -> Option<&Arc<Lowered>> {
-        let space = self.space_ids.get(&name.namespace)?;
-        self.spaces.get(*space).policies.get(&name.name)
     }
 
     /// Takes in a whole cluster: policies and Services before pods, so that each group is made up once.
@@ -184,7 +207,7 @@ impl Index {
         let group = new.map(|pod| {
             let group = self.take_group(cluster, &pod.name.namespace, &pod.labels);
             self.count_addresses(pod, true);
-            self.pods.insert(name.clone(), Facts { pod: pod.clone(), group });
+            self.pods.insert(name.clone(), Facts::new(pod.clone(), group));
             group
         });
         if let Some(facts) = old {
@@ -206,20 +229,24 @@ impl Index {
         let space = self.take_space(cluster, namespace);
         let key = (space, labels.clone());
         if let Some(&id) = self.group_ids.get(&key) {
-            self.groups.get_mut(id).uses += 1;
+            self.group_mut(id).uses += 1;
             return id;
         }
-        let set = self.symbols.take_set(labels);
+        let own = self.symbols.take_set(labels);
+        let of_space = self.spaces.get(space);
         let group = Group {
             space,
+            namespace: of_space.name.clone(),
             labels: labels.clone(),
-            set,
+            namespace_labels: of_space.labels.clone(),
+            set: of_space.set.iter().chain(&own).copied().collect(),
+            split: of_space.set.len(),
             selecting: Default::default(),
             admin: [Arc::from([]), Arc::from([])],
             services: Box::default(),
             uses: 1,
         };
-        let id = self.groups.insert(group);
+        let id = self.groups.insert(Arc::new(group));
         self.group_ids.insert(key, id);
         self.spaces.get_mut(space).groups.insert(id);
         self.select_policies(id);
@@ -229,15 +256,20 @@ impl Index {
     }
 
     fn release_group(&mut self, id: GroupId) {
-        let group = self.groups.get_mut(id);
+        let group = self.group_mut(id);
         group.uses -= 1;
         if group.uses > 0 {
             return;
         }
         let group = self.groups.remove(id);
-        self.symbols.release_set(&group.set);
+        self.symbols.release_set(group.pod_set());
         self.spaces.get_mut(group.space).groups.remove(&id);
-        self.group_ids.remove(&(group.space, group.labels));
+        self.group_ids.remove(&(group.space, group.labels.clone()));
+    }
+
+    /// A group to be changed; reasons not yet read keep the old one.
+    fn group_mut(&mut self, id: GroupId) -> &mut Group {
+        Arc::make_mut(self.groups.get_mut(id))
     }
 
     fn take_space(&mut self, cluster: &Cluster, name: &Arc<str>) -> SpaceId {
@@ -246,7 +278,6 @@ impl Index {
         }
         let labels = namespace_labels(cluster, name);
         let set = self.symbols.take_set(&labels);
-        self.count_namespace(&set, true);
         let space = Space {
             name: name.clone(),
             set,
@@ -255,9 +286,11 @@ impl Index {
             policies: BTreeMap::new(),
             services: BTreeMap::new(),
             groups: BTreeSet::new(),
+            programs: Vec::new(),
         };
         let id = self.spaces.insert(space);
         self.space_ids.insert(name.clone(), id);
+        self.count_namespace(&self.spaces.get(id).set.clone(), true);
         id
     }
 
@@ -274,10 +307,22 @@ impl Index {
         self.symbols.release_set(&space.set);
     }
 
-    fn count_namespace(&mut self, set: &LabelSet, added: bool) {
-        for (selector, (_, matching)) in &mut self.counts {
+    /// Counts a namespace in or out. Where a selector comes to match none, or no longer none, the reasons that name it change.
+    fn count_namespace(&mut self, set: &Set, added: bool) {
+        let mut turned = BTreeSet::new();
+        for (selector, count) in &mut self.counts {
             if selector.matches(set) {
-                *matching = if added { *matching + 1 } else { *matching - 1 };
+                let before = count.matching;
+                count.matching = if added { before + 1 } else { before - 1 };
+                if before == 0 || count.matching == 0 {
+                    turned.extend(count.uses.keys().flatten());
+                }
+            }
+        }
+        for space in turned {
+            self.spaces.get_mut(space).programs.clear();
+            for group in self.spaces.get(space).groups.clone() {
+                self.select_policies(group);
             }
         }
     }
@@ -299,10 +344,21 @@ impl Index {
             self.count_namespace(&set, true);
             self.symbols.release_set(&old);
             for group in self.spaces.get(id).groups.clone() {
+                self.relabel(group);
                 self.select_cluster_policies(group);
             }
         }
         self.forget_space(name);
+    }
+
+    /// Takes over the labels of the namespace.
+    fn relabel(&mut self, id: GroupId) {
+        let group = self.groups.get(id);
+        let space = self.spaces.get(group.space);
+        let set = space.set.iter().chain(group.pod_set()).copied().collect();
+        let (split, namespace_labels) = (space.set.len(), space.labels.clone());
+        let group = self.group_mut(id);
+        (group.set, group.split, group.namespace_labels) = (set, split, namespace_labels);
     }
 
     fn sync_service(&mut self, cluster: &Cluster, name: &Name) {
@@ -336,7 +392,7 @@ impl Index {
         let id = self.take_space(cluster, &name.namespace);
         let lowered = new.map(|p| Arc::new(Lowered::network_policy(name.clone(), &p.object, &mut self.symbols)));
         if let Some(lowered) = &lowered {
-            self.take_selectors(lowered);
+            self.take_selectors(lowered, Some(id));
         }
         let policies = &mut self.spaces.get_mut(id).policies;
         let old = match lowered.clone() {
@@ -344,14 +400,15 @@ impl Index {
             None => policies.remove(&name.name),
         };
         for group in self.spaces.get(id).groups.clone() {
-            let set = &self.groups.get(group).set;
+            let set = self.groups.get(group).pod_set();
             let selects = |p: &Option<Arc<Lowered>>| p.as_ref().is_some_and(|p| p.subject.pods.matches(set));
             if selects(&old) || selects(&lowered) {
                 self.select_policies(group);
             }
         }
+        self.spaces.get_mut(id).programs.retain(|p| Arc::strong_count(p) > 1);
         if let Some(old) = old {
-            self.release_selectors(&old);
+            self.release_selectors(&old, Some(id));
         }
         self.forget_space(&name.namespace);
     }
@@ -361,13 +418,13 @@ impl Index {
         let old = old.and_then(|(tier, priority)| self.cluster_wide.remove(&(tier, priority, kind, name.clone())));
         if let Some(policy) = cluster.cluster_policy(kind, name) {
             let lowered = Arc::new(admin::lower(kind, &policy.object, &mut self.symbols));
-            self.take_selectors(&lowered);
+            self.take_selectors(&lowered, None);
             let (tier, priority) = (lowered.tier, lowered.priority);
             self.cluster_wide_keys.insert((kind, name.clone()), (tier, priority));
             self.cluster_wide.insert((tier, priority, kind, name.clone()), lowered);
         }
         if let Some(old) = old {
-            self.release_selectors(&old);
+            self.release_selectors(&old, None);
         }
         let groups: Vec<GroupId> = self.spaces.iter().flat_map(|s| s.groups.iter().copied()).collect();
         for group in groups {
@@ -375,62 +432,80 @@ impl Index {
         }
     }
 
-    fn take_selectors(&mut self, policy: &Lowered) {
+    fn take_selectors(&mut self, policy: &Lowered, space: Option<SpaceId>) {
         for selector in policy.namespace_selectors() {
-            if let Some((uses, _)) = self.counts.get_mut(selector) {
-                *uses += 1;
-                continue;
+            if !self.counts.contains_key(selector) {
+                let matching = self.spaces.iter().filter(|s| selector.matches(&s.set)).count();
+                let count = Count { matching: u32::try_from(matching).unwrap_or(u32::MAX), uses: BTreeMap::new() };
+                self.counts.insert(selector.clone(), count);
             }
-            let matching = self.spaces.iter().filter(|s| selector.matches(&s.set)).count();
-            self.counts.insert(selector.clone(), (1, u32::try_from(matching).unwrap_or(u32::MAX)));
+            if let Some(count) = self.counts.get_mut(selector) {
+                *count.uses.entry(space).or_default() += 1;
+            }
         }
     }
 
-    fn release_selectors(&mut self, policy: &Lowered) {
+    fn release_selectors(&mut self, policy: &Lowered, space: Option<SpaceId>) {
         for selector in policy.namespace_selectors() {
-            if let Some((uses, _)) = self.counts.get_mut(selector) {
+            let Some(count) = self.counts.get_mut(selector) else { continue };
+            if let Some(uses) = count.uses.get_mut(&space) {
                 *uses -= 1;
                 if *uses == 0 {
-                    self.counts.remove(selector);
+                    count.uses.remove(&space);
                 }
+            }
+            if count.uses.is_empty() {
+                self.counts.remove(selector);
             }
         }
         policy.release(&mut self.symbols);
     }
 
     fn select_policies(&mut self, id: GroupId) {
-        let group = self.groups.get(id);
-        let policies = &self.spaces.get(group.space).policies;
-        let selecting = [Direction::Egress, Direction::Ingress].map(|direction| {
-            let policies: Box<[Arc<Lowered>]> = policies
-                .values()
-                .filter(|p| p.affects(direction) && p.subject.pods.matches(&group.set))
-                .cloned()
-                .collect();
-            let names = policies.iter().map(|p| p.name.clone()).collect();
-            Arc::new(Selected { policies, names })
+        let (space, set) = (self.groups.get(id).space, self.groups.get(id).pod_set());
+        let selecting = [Direction::Egress, Direction::Ingress].map(|direction| -> Box<[Arc<Lowered>]> {
+            let policies = self.spaces.get(space).policies.values();
+            policies.filter(|p| p.affects(direction) && p.subject.pods.matches(set)).cloned().collect()
         });
-        self.groups.get_mut(id).selecting = selecting;
+        let [egress, ingress] = selecting;
+        let egress = self.program(space, egress, Direction::Egress);
+        let ingress = self.program(space, ingress, Direction::Ingress);
+        self.group_mut(id).selecting = [egress, ingress];
+    }
+
+    /// The program of these policies: the one that other groups have already, or a new one.
+    fn program(&mut self, space: SpaceId, policies: Box<[Arc<Lowered>]>, direction: Direction) -> Option<Arc<Program>> {
+        if policies.is_empty() {
+            return None;
+        }
+        let known = &self.spaces.get(space).programs;
+        if let Some(program) = known.iter().find(|p| p.direction == direction && p.is_of(&policies)) {
+            return Some(program.clone());
+        }
+        let matches_none = |selector: &Selector| self.counts.get(selector).is_some_and(|c| c.matching == 0);
+        let program = Arc::new(Program::new(policies, direction, space, matches_none));
+        self.spaces.get_mut(space).programs.push(program.clone());
+        Some(program)
     }
 
     fn select_cluster_policies(&mut self, id: GroupId) {
         let group = self.groups.get(id);
-        let space = &self.spaces.get(group.space).set;
+        let space = group.namespace_set();
         let selects = |p: &Lowered| {
-            p.subject.namespaces.as_ref().is_some_and(|s| s.matches(space)) && p.subject.pods.matches(&group.set)
+            p.subject.namespaces.as_ref().is_some_and(|s| s.matches(space)) && p.subject.pods.matches(group.pod_set())
         };
         let admin = [Direction::Egress, Direction::Ingress].map(|direction| {
             self.cluster_wide.values().filter(|p| p.affects(direction) && selects(p)).cloned().collect()
         });
-        self.groups.get_mut(id).admin = admin;
+        self.group_mut(id).admin = admin;
     }
 
     fn select_services(&mut self, id: GroupId) {
         let group = self.groups.get(id);
         let services = self.spaces.get(group.space).services.values();
-        let selects = |s: &&Arc<ServiceEntry>| s.selector.iter().all(|label| group.set.contains(label));
+        let selects = |s: &&Arc<ServiceEntry>| s.selector.iter().all(|label| group.pod_set().contains(label));
         let services = services.filter(selects).cloned().collect();
-        self.groups.get_mut(id).services = services;
+        self.group_mut(id).services = services;
     }
 }
 

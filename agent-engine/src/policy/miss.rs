@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use super::decide::{Judge, Query};
+use super::decide::{Peers, Query};
 use super::decision::{Miss, Selecting, Why};
-use super::index::Group;
-use super::lower::{Lowered, Peer, Port, Rule};
+use super::lower::{Peer, Port, Rule};
 use super::peer::{Far, FarKind};
+use super::program::Program;
 use super::selector::Mismatch;
 use crate::cluster::TargetPort;
-use crate::words::Direction;
 
 /// How far a rule is from admitting; lower is nearer. Only the order means something.
 type Distance = u32;
@@ -17,41 +16,33 @@ type Distance = u32;
 /// Both peer and port are off: further than any rule where only one is.
 const BOTH: Distance = 1000;
 
-/// Every policy that selects the group with its misses: nearest policy first, nearest rule first, then by name and index.
-pub(super) fn rank(
-    judge: &Judge<'_>,
-    group: &Group,
-    direction: Direction,
-    far: &Far<'_>,
-    query: &Query<'_>,
-) -> Vec<Selecting> {
-    let policies = &group.selecting(direction).policies;
-    let mut ranked: Vec<(Distance, Selecting)> = Vec::with_capacity(policies.len());
-    for policy in policies {
-        let rules = policy.rules(direction);
-        let mut misses: Vec<(Distance, Miss)> = Vec::with_capacity(rules.len());
-        for (index, rule) in rules.iter().enumerate() {
-            misses.push(miss(judge, policy, index, rule, far, query));
-        }
-        if misses.len() > 1 {
-            misses.sort_by_key(|(distance, miss)| (*distance, miss.rule));
-        }
+/// Every policy of the program with its misses: nearest policy first, nearest rule first, then by name and index.
+pub(super) fn rank(asked: &Peers<'_>, program: &Program, far: &Far<'_>, query: &Query<'_>) -> Vec<Selecting> {
+    let mut ranked: Vec<(Distance, Selecting)> = Vec::with_capacity(program.policies.len());
+    for (at, policy) in program.policies.iter().enumerate() {
+        let rules = policy.rules(program.direction).iter().enumerate();
+        let mut misses: Vec<(Distance, Miss)> = rules
+            .map(|(index, rule)| {
+                let dead = |peer| program.is_dead(at, index, peer);
+                miss(asked, &policy.name.namespace, index, rule, dead, far, query)
+            })
+            .collect();
+        misses.sort_by_key(|(distance, miss)| (*distance, miss.rule));
         let nearest = misses.first().map_or(Distance::MAX, |(distance, _)| *distance);
         let misses = misses.into_iter().map(|(_, miss)| miss).collect();
         ranked.push((nearest, Selecting { policy: policy.name.clone(), misses }));
     }
-    if ranked.len() > 1 {
-        // Stable, and policies come by name.
-        ranked.sort_by_key(|(distance, _)| *distance);
-    }
+    // Stable, and policies come by name.
+    ranked.sort_by_key(|(distance, _)| *distance);
     ranked.into_iter().map(|(_, selecting)| selecting).collect()
 }
 
 fn miss(
-    judge: &Judge<'_>,
-    policy: &Lowered,
+    asked: &Peers<'_>,
+    namespace: &Arc<str>,
     index: usize,
     rule: &Rule,
+    dead: impl Fn(usize) -> bool,
     far: &Far<'_>,
     query: &Query<'_>,
 ) -> (Distance, Miss) {
@@ -59,12 +50,13 @@ fn miss(
     let nearest = match rule.peers.as_deref() {
         None => None,
         Some(peers) => {
-            let misses = peers.iter().enumerate().map(|(at, peer)| (peer_miss(judge, policy, peer, far), at));
+            let misses =
+                peers.iter().enumerate().map(|(at, peer)| (peer_miss(asked, namespace, peer, || dead(at), far), at));
             let mut nearest: Option<(Distance, Why, usize)> = None;
             for (miss, at) in misses {
                 let Some((distance, why)) = miss else {
                     // This peer matches: only the port is off.
-                    let (distance, why) = port_miss(judge, rule, query);
+                    let (distance, why) = port_miss(rule, query);
                     return (distance, Miss { rule: index, peer: Some(at), why, port_matches });
                 };
                 if nearest.as_ref().is_none_or(|(d, ..)| distance < *d) {
@@ -76,7 +68,7 @@ fn miss(
     };
     match nearest {
         None => {
-            let (distance, why) = port_miss(judge, rule, query);
+            let (distance, why) = port_miss(rule, query);
             (distance, Miss { rule: index, peer: None, why, port_matches })
         }
         Some((distance, why, at)) => {
@@ -87,16 +79,16 @@ fn miss(
 }
 
 /// Why none of the rule's ports is the flow's.
-fn port_miss(judge: &Judge<'_>, rule: &Rule, query: &Query<'_>) -> (Distance, Why) {
+fn port_miss(rule: &Rule, query: &Query<'_>) -> (Distance, Why) {
     let ports = rule.ports.as_deref().unwrap_or_default();
-    if let Some(why) = service_port(judge, ports, query) {
+    if let Some(why) = service_port(ports, query) {
         return (1, why);
     }
     let pod_port = query.port;
     for port in ports {
         match port {
             Port::Named { protocol, name } if protocol.is_none_or(|p| p == query.protocol) => {
-                let declared = query.pod.map(|(ports, _)| ports).unwrap_or_default();
+                let declared = query.pod.map(|(pod, _)| &*pod.ports).unwrap_or_default();
                 let mut same_protocol = declared.iter().filter(|p| p.protocol == query.protocol);
                 let found = same_protocol.clone().find(|p| p.name == *name).map(|p| p.port);
                 let called = same_protocol.find(|p| p.port == pod_port && !p.name.is_empty()).map(|p| p.name.clone());
@@ -119,19 +111,18 @@ fn port_miss(judge: &Judge<'_>, rule: &Rule, query: &Query<'_>) -> (Distance, Wh
 }
 
 /// The rule opens what a Service of the destination pod calls this port.
-fn service_port(judge: &Judge<'_>, ports: &[Port], query: &Query<'_>) -> Option<Why> {
+fn service_port(ports: &[Port], query: &Query<'_>) -> Option<Why> {
     let opened = |number: u16| {
         ports.iter().any(|p| match p {
             Port::Range { protocol, first, last } => *protocol == query.protocol && (*first..=*last).contains(&number),
             Port::All(_) | Port::Named { .. } | Port::Invalid(_) => false,
         })
     };
-    if let Some((address, dialled)) = query.dialled.filter(|(_, port)| *port != query.port && opened(*port))
-        && let Some(service) = judge.cluster.service_by_address(address)
-    {
-        return Some(Why::ServicePort { service: service.name.clone(), opens: dialled, pod_port: query.port });
+    if let Some((dialled, service)) = query.dialled.filter(|(port, _)| *port != query.port && opened(*port)) {
+        return Some(Why::ServicePort { service: service.clone(), opens: dialled, pod_port: query.port });
     }
-    let (declared, group) = query.pod?;
+    let (pod, group) = query.pod?;
+    let declared = &pod.ports;
     let leads_here = |target: &TargetPort| match target {
         TargetPort::Number(number) => *number == query.port,
         TargetPort::Name(name) => {
@@ -154,34 +145,38 @@ fn service_port(judge: &Judge<'_>, ports: &[Port], query: &Query<'_>) -> Option<
 }
 
 /// Why a peer does not match; `None` where it does, at least for one of the addresses.
-fn peer_miss(judge: &Judge<'_>, policy: &Lowered, peer: &Peer, far: &Far<'_>) -> Option<(Distance, Why)> {
-    if far.hit(judge, &policy.name.namespace, peer).any() {
+fn peer_miss(
+    asked: &Peers<'_>,
+    own: &Arc<str>,
+    peer: &Peer,
+    dead: impl Fn() -> bool,
+    far: &Far<'_>,
+) -> Option<(Distance, Why)> {
+    if far.hit(asked, own, peer).any() {
         return None;
     }
     Some(match peer {
         Peer::Pods { namespaces, pods } => {
-            let FarKind::Pod { group, space, .. } = &far.kind else {
+            let FarKind::Pod { group, .. } = &far.kind else {
                 return Some((60, Why::NotAPod { end: far.not_a_pod() }));
             };
-            let symbols = &judge.index.symbols;
-            let in_pods = pods.as_ref().and_then(|s| s.mismatch(&group.set, symbols));
+            let in_pods = pods.as_ref().and_then(|s| s.mismatch(group.pod_set(), &group.labels));
             let also = match &in_pods {
                 Some(Mismatch::Label { failing, .. }) => (*failing).min(9),
                 Some(Mismatch::Invalid(_)) => 9,
                 None => 0,
             };
             let outside = match namespaces {
-                Some(selector) => selector.mismatch(&space.set, symbols).map(|m| match m {
+                Some(selector) => selector.mismatch(group.namespace_set(), &group.namespace_labels).map(|m| match m {
                     Mismatch::Label { wanted, found, failing } => {
-                        let matches_none = judge.index.matches_no_namespace(selector);
-                        let namespace = space.name.clone();
+                        let (namespace, matches_none) = (group.namespace.clone(), dead());
                         let why = Why::NamespaceLabel { namespace, wanted, found, matches_none };
                         (20 + failing.min(9) * 10 / 9 + also, why)
                     }
                     Mismatch::Invalid(part) => (70, Why::Invalid { part }),
                 }),
-                None => (space.name != policy.name.namespace).then(|| {
-                    let (wanted, found) = (policy.name.namespace.clone(), space.name.clone());
+                None => (group.namespace != *own).then(|| {
+                    let (wanted, found) = (own.clone(), group.namespace.clone());
                     (20 + also, Why::OtherNamespace { wanted, found, labels_match: in_pods.is_none() })
                 }),
             };
@@ -196,7 +191,7 @@ fn peer_miss(judge: &Judge<'_>, policy: &Lowered, peer: &Peer, far: &Far<'_>) ->
             }
         }
         Peer::Block { block, except } => match far.slots.addresses().next() {
-            _ if far.is_ours() && !judge.profile.blocks_match_cluster() => {
+            _ if far.is_ours() && !asked.profile.blocks_match_cluster() => {
                 (62, Why::BlockNotCompared { block: *block })
             }
             Some(address) => match except.iter().find(|e| e.contains(&address)) {

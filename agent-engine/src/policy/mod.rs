@@ -7,18 +7,26 @@
 mod admin;
 mod decide;
 mod decision;
+pub mod diff;
 mod explain;
+pub mod fix;
 mod index;
 mod lower;
 mod miss;
+mod patch;
 mod peer;
 mod profile;
+mod program;
 mod reach;
+mod reasons;
 mod selector;
+mod service;
 
 pub use decision::*;
 pub use profile::{Profile, UnknownProfile};
 pub use reach::{Class, Reachability};
+pub use reasons::Reasons;
+pub use service::{Backend, ServiceDecision};
 
 use decide::Judge;
 use index::Index;

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::decide::{Judge, family};
+use super::decide::{Peers, family};
 use super::decision::{NotAPod, RuleRef, Undecided};
-use super::index::{Group, Space};
+use super::index::{Facts, Group};
 use super::lower::Peer;
 use super::selector::Selector;
+use crate::cluster::Cluster;
 use crate::words::Name;
 
 /// The other end, as seen from the pod that is judged.
@@ -25,9 +26,8 @@ pub(super) struct Far<'a> {
 #[derive(Clone, Copy)]
 pub(super) enum FarKind<'a> {
     Pod {
-        name: &'a Name,
-        group: &'a Group,
-        space: &'a Space,
+        facts: &'a Facts,
+        group: &'a Arc<Group>,
     },
     Host {
         node: Option<&'a Arc<str>>,
@@ -89,6 +89,7 @@ impl<'a> Slots<'a> {
     pub fn families(&self) -> u8 {
         match self {
             Self::Known { addresses: [], .. } => 3,
+            Self::Known { addresses: [one], .. } => family(one),
             Self::Known { .. } => self.addresses().map(|a| family(&a)).fold(0, |a, b| a | b),
             Self::Unknown { families } | Self::Outside { families } => *families,
         }
@@ -97,6 +98,9 @@ impl<'a> Slots<'a> {
     /// Those of the families that both ends have; all, where that is none.
     pub fn only(self, families: u8) -> Self {
         let Self::Known { addresses, mask } = self else { return self };
+        if addresses.len() <= 1 {
+            return self;
+        }
         let of_family = |(bit, address): (usize, &IpAddr)| if family(address) & families != 0 { 1 << bit } else { 0 };
         let kept = addresses.iter().enumerate().map(of_family).fold(0, |a: u64, b: u64| a | b) & mask;
         Self::Known { addresses, mask: if kept == 0 { mask } else { kept } }
@@ -124,7 +128,7 @@ impl<'a> Slots<'a> {
 
 impl<'a> Far<'a> {
     /// Compares with one peer of a rule of a policy in `namespace`.
-    pub fn hit(&self, judge: &Judge<'a>, namespace: &Arc<str>, peer: &Peer) -> Hit {
+    pub fn hit(&self, peers: &Peers<'_>, namespace: &Arc<str>, peer: &Peer) -> Hit {
         let all = |matches: bool| if matches { Hit { yes: self.slots.all(), maybe: 0 } } else { Hit::NONE };
         if let FarKind::Unknown(_) = self.kind {
             return match peer {
@@ -137,27 +141,21 @@ impl<'a> Far<'a> {
         }
         match peer {
             Peer::Pods { namespaces, pods } => all(match &self.kind {
-                FarKind::Pod { group, space, .. } => {
+                FarKind::Pod { group, .. } => {
                     let in_namespace = match namespaces {
-                        Some(selector) => selector.matches(&space.set),
-                        None => space.name == *namespace,
+                        Some(selector) => selector.matches(group.namespace_set()),
+                        None => group.namespace == *namespace,
                     };
-                    in_namespace && pods.as_ref().is_none_or(|s| s.matches(&group.set))
+                    in_namespace && pods.as_ref().is_none_or(|s| s.matches(group.pod_set()))
                 }
-                FarKind::Host { .. } => judge.profile.host_matches_everyone() && everyone(namespaces, pods),
+                FarKind::Host { .. } => peers.profile.host_matches_everyone() && everyone(namespaces, pods),
                 FarKind::Address | FarKind::External | FarKind::Unknown(_) => false,
             }),
-            Peer::Block { block, except } => {
-                if self.is_ours() && !judge.profile.blocks_match_cluster() {
-                    return Hit::NONE;
-                }
-                self.block(judge, block, except)
-            }
+            Peer::Block { block, except } => self.block_hit(peers, block, except),
             Peer::Nodes(selector) => all(match &self.kind {
-                FarKind::Host { node: Some(node), .. } => judge
-                    .cluster
-                    .node(node)
-                    .is_some_and(|node| selector.matches(&judge.index.symbols.known_set(&node.labels))),
+                FarKind::Host { node: Some(node), .. } => {
+                    peers.cluster.node(node).is_some_and(|node| selector.matches_labels(&node.labels))
+                }
                 FarKind::Pod { .. }
                 | FarKind::Host { .. }
                 | FarKind::Address
@@ -178,7 +176,11 @@ impl<'a> Far<'a> {
         matches!(self.kind, FarKind::Pod { .. } | FarKind::Host { .. })
     }
 
-    fn block(&self, judge: &Judge<'a>, block: &IpNet, except: &[IpNet]) -> Hit {
+    /// Compares with an address block.
+    pub fn block_hit(&self, peers: &Peers<'_>, block: &IpNet, except: &[IpNet]) -> Hit {
+        if self.is_ours() && !peers.profile.blocks_match_cluster() {
+            return Hit::NONE;
+        }
         let family: u64 = if block.addr().is_ipv4() { 1 } else { 2 };
         match self.slots {
             Slots::Known { addresses, mask } => {
@@ -193,14 +195,19 @@ impl<'a> Far<'a> {
             }
             Slots::Unknown { families } | Slots::Outside { families } => {
                 let bit = family & u64::from(families);
-                if block.prefix_len() == 0 && except.is_empty() {
+                let excepts_matter = match self.slots {
+                    // What is excepted of the cluster's own is not missed by those outside.
+                    Slots::Outside { .. } => except.iter().any(|e| !inside_cluster(peers.cluster, e)),
+                    Slots::Known { .. } | Slots::Unknown { .. } => !except.is_empty(),
+                };
+                if block.prefix_len() == 0 && !excepts_matter {
                     return Hit { yes: bit, maybe: 0 };
                 }
                 let matches = match (self.slots, &self.kind) {
-                    (Slots::Unknown { .. }, FarKind::Pod { .. }) => holds_pods(judge, block, except),
+                    (Slots::Unknown { .. }, FarKind::Pod { .. }) => holds_pods(peers.cluster, block, except),
                     (Slots::Unknown { .. }, _) => None,
                     (Slots::Known { .. } | Slots::Outside { .. }, _) => {
-                        if inside_cluster(judge, block) {
+                        if inside_cluster(peers.cluster, block) {
                             Some(false)
                         } else {
                             None
@@ -219,9 +226,8 @@ impl<'a> Far<'a> {
     /// Why a rule that may match cannot be decided.
     pub fn unsure(&self, rule: RuleRef) -> Undecided {
         match &self.kind {
-            FarKind::Pod { name, .. } | FarKind::Host { pod: Some(name), .. } => {
-                Undecided::NoAddress { rule, pod: (*name).clone() }
-            }
+            FarKind::Pod { facts, .. } => Undecided::NoAddress { rule, pod: facts.pod.name.clone() },
+            FarKind::Host { pod: Some(name), .. } => Undecided::NoAddress { rule, pod: (*name).clone() },
             FarKind::Host { node, pod: None } => {
                 Undecided::NoAddress { rule, pod: Name::new("", node.cloned().unwrap_or_default()) }
             }
@@ -234,9 +240,8 @@ impl<'a> Far<'a> {
     /// What it is, for a selector that cannot match it.
     pub fn not_a_pod(&self) -> NotAPod {
         match (&self.kind, self.slots.addresses().next()) {
-            (FarKind::Pod { name, .. } | FarKind::Host { pod: Some(name), .. }, _) => {
-                NotAPod::HostNetworkPod((*name).clone())
-            }
+            (FarKind::Pod { facts, .. }, _) => NotAPod::HostNetworkPod(facts.pod.name.clone()),
+            (FarKind::Host { pod: Some(name), .. }, _) => NotAPod::HostNetworkPod((*name).clone()),
             (FarKind::Host { node: Some(node), .. }, _) => NotAPod::Node((*node).clone()),
             (FarKind::Address | FarKind::Host { .. }, Some(address)) => NotAPod::Address(address),
             (FarKind::Address | FarKind::Host { .. } | FarKind::External | FarKind::Unknown(_), _) => NotAPod::External,
@@ -249,12 +254,10 @@ fn everyone(namespaces: &Option<Selector>, pods: &Option<Selector>) -> bool {
 }
 
 /// Whether a pod that has no address yet will get one of the block, where the nodes' pod ranges tell.
-fn holds_pods(judge: &Judge<'_>, block: &IpNet, except: &[IpNet]) -> Option<bool> {
-    let ranges = || judge.cluster.nodes().flat_map(|n| &n.pod_cidrs);
+fn holds_pods(cluster: &Cluster, block: &IpNet, except: &[IpNet]) -> Option<bool> {
+    let ranges = || cluster.nodes().flat_map(|n| &n.pod_cidrs);
     let overlaps = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
-    if ranges().next().is_none() {
-        return None;
-    }
+    ranges().next()?;
     if !ranges().any(|range| overlaps(range, block)) || ranges().all(|range| except.iter().any(|e| e.contains(range))) {
         return Some(false);
     }
@@ -264,8 +267,7 @@ fn holds_pods(judge: &Judge<'_>, block: &IpNet, except: &[IpNet]) -> Option<bool
 }
 
 /// Whether every address of the block is a pod's, a node's or a Service's, as far as ranges and single addresses tell.
-fn inside_cluster(judge: &Judge<'_>, block: &IpNet) -> bool {
-    let cluster = judge.cluster;
+fn inside_cluster(cluster: &Cluster, block: &IpNet) -> bool {
     let single = block.prefix_len() == block.max_prefix_len();
     let ours = |a: IpAddr| {
         cluster.pod_by_address(a).is_some()

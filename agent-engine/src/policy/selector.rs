@@ -18,6 +18,9 @@ pub(super) type Symbol = u32;
 /// Interned keys and values.
 pub(super) type LabelSet = Box<[(Symbol, Symbol)]>;
 
+/// The same, borrowed.
+pub(super) type Set = [(Symbol, Symbol)];
+
 /// Strings of labels and selectors, counted: what nothing uses any longer is forgotten.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Symbols {
@@ -57,21 +60,11 @@ impl Symbols {
         }
     }
 
-    pub fn text(&self, id: Symbol) -> &Arc<str> {
-        &self.texts[id as usize].0
-    }
-
     pub fn take_set(&mut self, labels: &Labels) -> LabelSet {
         labels.iter().map(|(k, v)| (self.take(k), self.take(v))).collect()
     }
 
-    /// The set in today's symbols, for a comparison only: what no selector mentions has no symbol and cannot be asked for.
-    pub fn known_set(&self, labels: &Labels) -> LabelSet {
-        let known = labels.iter().filter_map(|(k, v)| Some((*self.ids.get(k)?, v)));
-        known.map(|(k, v)| (k, self.ids.get(v).copied().unwrap_or(Symbol::MAX))).collect()
-    }
-
-    pub fn release_set(&mut self, set: &LabelSet) {
+    pub fn release_set(&mut self, set: &Set) {
         for &(k, v) in set {
             self.release(k);
             self.release(v);
@@ -94,7 +87,7 @@ struct Requirement {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Test {
+pub(super) enum Test {
     Is(Symbol),
     In(Box<[Symbol]>),
     NotIn(Box<[Symbol]>),
@@ -163,30 +156,41 @@ impl Selector {
         self.invalid.as_ref()
     }
 
-    pub fn matches(&self, labels: &LabelSet) -> bool {
+    pub fn matches(&self, labels: &Set) -> bool {
         self.invalid.is_none() && self.requirements.iter().all(|r| r.holds(labels))
     }
 
+    /// The same for labels that are not interned.
+    pub fn matches_labels(&self, labels: &Labels) -> bool {
+        let holds = |wanted: &Wanted| match (wanted, labels.get(wanted.key())) {
+            (Wanted::Is { value, .. }, found) => found == Some(value),
+            (Wanted::In { values, .. }, found) => found.is_some_and(|v| values.contains(v)),
+            (Wanted::NotIn { values, .. }, found) => found.is_none_or(|v| !values.contains(v)),
+            (Wanted::Exists { .. }, found) => found.is_some(),
+            (Wanted::Absent { .. }, found) => found.is_none(),
+        };
+        self.invalid.is_none() && self.requirements.iter().all(|r| holds(&r.wanted))
+    }
+
     /// Why it does not match; `None` where it does.
-    pub fn mismatch(&self, labels: &LabelSet, symbols: &Symbols) -> Option<Mismatch> {
+    pub fn mismatch(&self, set: &Set, labels: &Labels) -> Option<Mismatch> {
         if let Some(invalid) = &self.invalid {
             return Some(Mismatch::Invalid(invalid.clone()));
         }
-        let mut failing = self.requirements.iter().filter(|r| !r.holds(labels));
+        let mut failing = self.requirements.iter().filter(|r| !r.holds(set));
         let first = failing.next()?;
-        let found = value(labels, first.key).map(|v| symbols.text(v).clone());
+        let found = labels.get(first.wanted.key()).cloned();
         let failing = 1 + u32::try_from(failing.count()).unwrap_or(u32::MAX);
         Some(Mismatch::Label { wanted: first.wanted.clone(), found, failing })
     }
 
-    /// What it asks for, for those who look for keys and values nobody has.
-    pub fn wanted(&self) -> impl Iterator<Item = &Wanted> {
-        self.requirements.iter().map(|r| &r.wanted)
+    pub fn tests(&self) -> impl Iterator<Item = (Symbol, &Test)> {
+        self.requirements.iter().map(|r| (r.key, &r.test))
     }
 }
 
 impl Requirement {
-    fn holds(&self, labels: &LabelSet) -> bool {
+    fn holds(&self, labels: &Set) -> bool {
         let found = value(labels, self.key);
         match &self.test {
             Test::Is(value) => found == Some(*value),
@@ -198,6 +202,6 @@ impl Requirement {
     }
 }
 
-fn value(labels: &LabelSet, key: Symbol) -> Option<Symbol> {
+fn value(labels: &Set, key: Symbol) -> Option<Symbol> {
     labels.iter().find(|(k, _)| *k == key).map(|(_, v)| *v)
 }

@@ -5,6 +5,8 @@ mod learn;
 mod pair;
 mod resolve;
 mod role;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 

@@ -76,8 +76,18 @@ impl DoctorReport {
         if active("tcp_state") && active("packet_drop") { 0 } else { 2 }
     }
 
-    fn lines(&self) -> Vec<Line> {
+    fn capabilities(&self) -> Line {
         let missing = self.missing_capabilities.join(", ");
+        let essential = self.missing_capabilities.iter().any(|name| matches!(*name, "CAP_BPF" | "CAP_PERFMON"));
+        let text = format!("missing {missing}: run as root or grant them");
+        match (missing.is_empty(), essential) {
+            (true, _) => Line::fine("capabilities", "all that are needed".to_owned()),
+            (false, true) => Line { mark: Mark::Missing, name: "capabilities", text },
+            (false, false) => Line { mark: Mark::Weak, name: "capabilities", text },
+        }
+    }
+
+    fn lines(&self) -> Vec<Line> {
         let confidential = self.lockdown.as_deref() == Some("confidentiality");
         let cgroup = self.cgroup.as_deref().map(|path| path.display().to_string());
         let mut lines = vec![
@@ -100,12 +110,7 @@ impl DoctorReport {
                 self.lockdown.clone().unwrap_or_else(|| "none reported".to_owned()),
                 "confidentiality: packets cannot be read; boot with lockdown=integrity".to_owned(),
             ),
-            Line::or_missing(
-                missing.is_empty(),
-                "capabilities",
-                "all that are needed".to_owned(),
-                format!("missing {missing}: run as root or grant them"),
-            ),
+            self.capabilities(),
             Line::or_weak(
                 cgroup.is_some(),
                 "cgroup v2",
@@ -155,8 +160,9 @@ impl fmt::Display for DoctorReport {
             };
             writeln!(f, "{mark:8}{name:16}{text}")?;
         }
-        let able = if self.exit_code() == 0 { "can" } else { "cannot yet" };
-        writeln!(f, "weir {able} work on this node")
+        let able =
+            if self.exit_code() == 0 { "weir can work on this node" } else { "weir cannot work on this node yet" };
+        writeln!(f, "{able}")
     }
 }
 
@@ -215,7 +221,8 @@ mod tests {
     fn each_lack_is_named_with_its_remedy() {
         assert_eq!(healthy().exit_code(), 0);
         assert!(!healthy().to_string().contains("MISSING"), "{}", healthy());
-        let lacks: [(fn(&mut DoctorReport), &str); 6] = [
+        type Lack = fn(&mut DoctorReport);
+        let lacks: [(Lack, &str); 6] = [
             (|r| r.probes_embedded = false, "cargo xtask build-ebpf"),
             (|r| r.btf_present = false, "CONFIG_DEBUG_INFO_BTF=y"),
             (|r| r.lockdown = Some("confidentiality".to_owned()), "lockdown=integrity"),

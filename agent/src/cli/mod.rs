@@ -2,6 +2,7 @@
 //! says whether all is fine (0), something was found (1), or it could not be told (2).
 
 pub mod doctor;
+mod doctor_args;
 mod flows;
 mod out;
 mod replay;
@@ -31,6 +32,8 @@ enum Command {
     Run(run::Run),
     /// Show what the agent on this node knows of the required flows
     Status(status::Status),
+    /// Say what this node's kernel offers, which probes work and what is missing
+    Doctor(doctor_args::Doctor),
     /// List the flows that a mesh needs, explain one, or find one by its symptom
     Flows(flows::Flows),
     /// Feed a recording of `weir run --record` to the engine again
@@ -61,6 +64,7 @@ pub fn main() -> ExitCode {
     let ended = match command {
         Command::Run(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Doctor(command) => command.run(),
         Command::Flows(command) => command.run(),
         Command::Replay(command) => command.run(),
     };

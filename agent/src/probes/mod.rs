@@ -271,3 +271,10 @@ fn skipped_runs(program: &aya::programs::Program) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
     text.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
 }
+
+/// The agent's task may move between threads.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Probes>();
+    is_send::<Decoder>();
+};

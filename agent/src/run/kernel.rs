@@ -1,21 +1,19 @@
 //! The probes as the event loop's observer: events become observations with the running kernel's names.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use weir_common::Event;
-use weir_engine::observation::{self, Observation};
+use weir_engine::observation::Observation;
 
 use super::Observer;
 use crate::outputs::ProbeView;
-use crate::probes::symbols::Symbols;
-use crate::probes::{ProbeError, ProbeSettings, ProbeStatus, Probes};
+use crate::probes::{Decoder, ProbeError, ProbeSettings, ProbeStatus, Probes};
 
 /// Watches this machine's kernel.
 #[derive(Debug)]
 pub struct Kernel {
     probes: Probes,
-    names: Names,
+    decoder: Decoder,
     events: Vec<Event>,
 }
 
@@ -33,12 +31,8 @@ impl Kernel {
                 reason => tracing::warn!(probe = name, hook, reason, "probe inactive; what it would see stays unknown"),
             }
         }
-        let functions = Symbols::read(&settings.kallsyms);
-        if functions.is_empty() {
-            tracing::warn!("kernel addresses are hidden: drops are told apart by reason alone; grant CAP_SYSLOG");
-        }
-        let names = Names { reasons: probes.types().drop_reasons.clone(), functions: RefCell::new(functions) };
-        Ok(Self { probes, names, events: Vec::new() })
+        let decoder = probes.decoder();
+        Ok(Self { probes, decoder, events: Vec::new() })
     }
 }
 
@@ -46,7 +40,7 @@ impl Observer for Kernel {
     async fn next(&mut self, batch: &mut Vec<Observation>) -> anyhow::Result<()> {
         self.probes.next_batch(&mut self.events).await?;
         // No await from here on: a dropped future leaves no event behind.
-        batch.extend(self.events.drain(..).filter_map(|event| Observation::from_event(&event, &self.names)));
+        batch.extend(self.events.drain(..).filter_map(|event| self.decoder.decode(&event)));
         Ok(())
     }
 
@@ -65,23 +59,5 @@ impl Observer for Kernel {
             ("probe-recursion", counters.skipped_runs),
             ("decode", counters.malformed_events),
         ]
-    }
-}
-
-/// The running kernel's names.
-#[derive(Debug)]
-struct Names {
-    reasons: BTreeMap<u32, String>,
-    /// Reads the table again when a module came since.
-    functions: RefCell<Symbols>,
-}
-
-impl observation::Symbols for Names {
-    fn reason(&self, value: u32) -> Option<String> {
-        self.reasons.get(&value).cloned()
-    }
-
-    fn location(&self, address: u64) -> Option<String> {
-        self.functions.borrow_mut().name(address).map(str::to_owned)
     }
 }

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -56,6 +56,19 @@ pub async fn run<O: Observer>(
     config: Config,
     observe: impl FnOnce(&Settings) -> anyhow::Result<O>,
 ) -> anyhow::Result<()> {
+    run_until(config, observe, stop_signal).await
+}
+
+/// Like [`run`], until what `stop` gives is done. It is asked when the manifests have been read and before anything is made
+/// that has to be cleaned up.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_until<O: Observer, S: Future<Output = ()>>(
+    config: Config,
+    observe: impl FnOnce(&Settings) -> anyhow::Result<O>,
+    stop: impl FnOnce() -> anyhow::Result<S>,
+) -> anyhow::Result<()> {
     let Config { manifests, listen, socket, mut settings, record, record_limit } = config;
     let clock = Clock::start();
     settings.wall_offset_ns = clock.wall_offset_ns();
@@ -63,7 +76,7 @@ pub async fn run<O: Observer>(
     let keep = if record.is_some() { Keep::Value } else { Keep::Object };
     let (manifests, first) = Watch::new(manifests, keep)?;
     // Until here a signal simply ends the process: there is nothing to clean up.
-    let mut stopped = stop_signal()?;
+    let stopped = stop()?;
     let listener = TcpListener::bind(listen).await.map_err(|e| {
         anyhow!("cannot listen on {listen}: {e}; stop who has it, or choose another address with --listen")
     })?;
@@ -81,18 +94,14 @@ pub async fn run<O: Observer>(
 
     let (tell, told) = watch::channel(());
     let server = tokio::spawn(http::serve(listener, views.clone(), until_closed(told)));
-    let engine = event_loop.run(updates, requests, async move {
-        let _ = stopped.recv().await;
-    });
     let ended = tokio::select! {
-        ended = engine => ended,
-        () = socket.serve(views) => unreachable_end(),
+        ended = event_loop.run(updates, requests, stopped) => ended,
+        never = socket.serve(views) => match never {},
     };
     drop(tell);
     drop(socket);
-    match tokio::time::timeout(FAREWELL, server).await {
-        Ok(Ok(Err(failure))) => error!(%failure, "the HTTP server failed"),
-        Ok(_) | Err(_) => {}
+    if let Ok(Ok(Err(failure))) = tokio::time::timeout(FAREWELL, server).await {
+        error!(%failure, "the HTTP server failed");
     }
     if ended.is_ok() {
         info!("weir stops");
@@ -100,28 +109,20 @@ pub async fn run<O: Observer>(
     ended
 }
 
-/// [`Socket::serve`] never returns; the type system wants a word.
-fn unreachable_end() -> anyhow::Result<()> {
-    bail!("the socket is gone")
-}
-
 async fn until_closed(mut told: watch::Receiver<()>) {
     while told.changed().await.is_ok() {}
 }
 
-/// SIGTERM and SIGINT, from now on.
-fn stop_signal() -> anyhow::Result<mpsc::Receiver<()>> {
+/// SIGTERM or SIGINT; caught from now on, not only when waited for.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    let (tell, told) = mpsc::channel(1);
-    tokio::spawn(async move {
+    Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        let _ = tell.send(()).await;
-    });
-    Ok(told)
+    })
 }
 
 /// Looks at the manifests from a thread of its own: parsing thousands of objects must not hold up the engine.

@@ -1,1 +1,0 @@
-//! Flips of a pair.
