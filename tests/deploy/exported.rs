@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use weir::outputs::metrics::{Format, Metrics};
-use weir::outputs::{AgentView, View};
+use weir::outputs::{AgentView, PartView, View};
 use weir_engine::engine::{Engine, Settings};
 use weir_engine::time::Time;
 
@@ -44,6 +44,21 @@ fn the_names_of_the_documentation_are_exported() {
     ] {
         assert!(exported.contains(name), "{name} is not among {exported:?}");
     }
+}
+
+#[test]
+fn the_age_of_the_view_is_exported_by_part() {
+    let part = PartView {
+        part: "networkpolicies.networking.k8s.io".into(),
+        state: "stale".to_owned(),
+        reason: None,
+        age_seconds: 42,
+    };
+    let agent = AgentView { parts: vec![part], ..AgentView::default() };
+    let view = View { snapshot: Engine::new(Settings::default()).snapshot(Time(0)), agent };
+    let text = Metrics::default().encode(&Arc::new(view), Format::Prometheus).unwrap();
+    let wanted = "weir_cluster_view_age_seconds{part=\"networkpolicies.networking.k8s.io\"} 42\n";
+    assert!(text.contains(wanted), "{text}");
 }
 
 /// What the end-to-end test of the alerts serves is what an agent could serve.
