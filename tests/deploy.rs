@@ -51,7 +51,8 @@ fn yaml(text: &str) -> Value {
 fn promtool(arguments: &[&str]) -> Option<Output> {
     // `cargo xtask setup` puts it there.
     let own = root().join("target/tools/bin/promtool");
-    match Command::new(if own.is_file() { own } else { "promtool".into() }).args(arguments).current_dir(root()).output() {
+    match Command::new(if own.is_file() { own } else { "promtool".into() }).args(arguments).current_dir(root()).output()
+    {
         Ok(output) => Some(output),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             eprintln!("skipped: promtool is not installed; `cargo xtask setup` does it");

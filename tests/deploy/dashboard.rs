@@ -35,7 +35,8 @@ fn queries() -> Vec<(String, String)> {
         found.push((format!("variable {}", variable["name"]), series.to_owned()));
     }
     for (_, query) in &mut found {
-        for (variable, value) in [("$__rate_interval", "5m"), ("$__range", "3h"), ("$flow", ".*"), ("$namespace", ".*")] {
+        for (variable, value) in [("$__rate_interval", "5m"), ("$__range", "3h"), ("$flow", ".*"), ("$namespace", ".*")]
+        {
             *query = query.replace(variable, value);
         }
         assert!(!query.contains('$'), "{query}: a variable that the test does not know");

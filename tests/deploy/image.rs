@@ -7,7 +7,8 @@ fn dockerfile() -> String {
 /// The last stage, instruction by instruction.
 fn last_stage() -> Vec<String> {
     let text = dockerfile().replace("\\\n", " ");
-    let lines: Vec<String> = text.lines().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
+    let lines: Vec<String> =
+        text.lines().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
     let from = lines.iter().rposition(|l| l.starts_with("FROM ")).unwrap();
     lines[from..].to_vec()
 }

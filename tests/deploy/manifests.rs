@@ -32,7 +32,8 @@ fn the_kustomizations_name_what_is_there() {
         [("manifests", vec!["namespace.yaml", "weir.yaml"]), ("monitoring", vec!["../manifests", "monitoring.yaml"])]
     {
         let kustomization = super::yaml(&super::read(&path(folder).join("kustomization.yaml")));
-        let named: Vec<&str> = kustomization["resources"].as_array().unwrap().iter().filter_map(|r| r.as_str()).collect();
+        let named: Vec<&str> =
+            kustomization["resources"].as_array().unwrap().iter().filter_map(|r| r.as_str()).collect();
         assert_eq!(named, resources, "{folder}");
         for resource in named {
             assert!(path(folder).join(resource).exists(), "{resource}");

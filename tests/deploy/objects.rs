@@ -51,7 +51,8 @@ fn compare(written: &Value, read: &Value, path: String, lost: &mut Vec<String>) 
         (Value::Object(w), Value::Object(r)) => {
             for (key, value) in w {
                 // An empty map or list reads as absent.
-                let empty = value.as_object().is_some_and(|o| o.is_empty()) || value.as_array().is_some_and(|a| a.is_empty());
+                let empty =
+                    value.as_object().is_some_and(|o| o.is_empty()) || value.as_array().is_some_and(|a| a.is_empty());
                 match r.get(key) {
                     Some(other) => compare(value, other, format!("{path}.{key}"), lost),
                     None if empty => {}
@@ -145,9 +146,8 @@ fn each_permission_says_what_needs_it() {
 
 /// `(group, resource, verb)` of every rule.
 fn permissions(role: &Value) -> BTreeSet<(String, String, String)> {
-    let strings = |v: &Value| -> Vec<String> {
-        v.as_array().unwrap().iter().map(|s| s.as_str().unwrap().to_owned()).collect()
-    };
+    let strings =
+        |v: &Value| -> Vec<String> { v.as_array().unwrap().iter().map(|s| s.as_str().unwrap().to_owned()).collect() };
     let mut all = BTreeSet::new();
     for rule in role["rules"].as_array().unwrap() {
         for group in strings(&rule["apiGroups"]) {
@@ -221,7 +221,9 @@ fn the_agent_reads_what_it_watches_and_writes_events() {
         .iter()
         .chain(&settings.optional)
         .map(|kind| resource(*kind))
-        .flat_map(|(group, plural)| ["get", "list", "watch"].map(|v| (group.to_owned(), plural.to_owned(), v.to_owned())))
+        .flat_map(|(group, plural)| {
+            ["get", "list", "watch"].map(|v| (group.to_owned(), plural.to_owned(), v.to_owned()))
+        })
         .collect();
     expected.insert((String::new(), "events".to_owned(), "create".to_owned()));
     let granted = permissions(&one("", "ClusterRole", "weir"));
@@ -231,7 +233,8 @@ fn the_agent_reads_what_it_watches_and_writes_events() {
 
     // The ConfigMaps that are read by default are those that the Role grants by default.
     let role = one("", "Role", "weir-mesh-config");
-    let names: Vec<&str> = role["rules"][0]["resourceNames"].as_array().unwrap().iter().filter_map(|n| n.as_str()).collect();
+    let names: Vec<&str> =
+        role["rules"][0]["resourceNames"].as_array().unwrap().iter().filter_map(|n| n.as_str()).collect();
     for maps in &settings.config_maps {
         assert_eq!(role["metadata"]["namespace"], maps.namespace.as_str());
         assert!(maps.name.as_deref().is_some_and(|n| names.contains(&n)), "{maps:?}");
@@ -247,7 +250,11 @@ fn one_config_map_can_be_read_and_no_secret() {
     assert_eq!(rules.len(), 1);
     assert_eq!(rules[0]["resourceNames"], serde_json::json!(["istio", "istio-1-30"]));
     let verbs = permissions(&role);
-    assert!(verbs.iter().all(|(g, r, v)| g.is_empty() && r == "configmaps" && ["get", "list", "watch"].contains(&v.as_str())));
+    assert!(
+        verbs
+            .iter()
+            .all(|(g, r, v)| g.is_empty() && r == "configmaps" && ["get", "list", "watch"].contains(&v.as_str()))
+    );
     for object in objects(over).iter().filter(|o| o["rules"].is_array()) {
         let granted = object["rules"].to_string();
         assert!(!granted.contains("secrets") && !granted.contains('*'), "{granted}");
@@ -303,7 +310,8 @@ fn the_parts_name_each_other() {
 
 #[test]
 fn values_reach_the_agent() {
-    let over = "{http: {port: 9999, address: '[::]'}, agent: {ports: [53, 15012], window: 1m, grace: 5s, logFormat: text}}";
+    let over =
+        "{http: {port: 9999, address: '[::]'}, agent: {ports: [53, 15012], window: 1m, grace: 5s, logFormat: text}}";
     let arguments: Vec<String> = serde_json::from_value(container(over)["args"].clone()).unwrap();
     assert_eq!(
         arguments,

@@ -33,7 +33,13 @@ impl World {
                 "metadata": {"name": namespace, "labels": {"kubernetes.io/metadata.name": namespace}},
             }));
         }
-        world.apply(pod(NAMESPACE, "weir", "10.1.0.1", &template["metadata"]["labels"], &template["spec"]["containers"]));
+        world.apply(pod(
+            NAMESPACE,
+            "weir",
+            "10.1.0.1",
+            &template["metadata"]["labels"],
+            &template["spec"]["containers"],
+        ));
         let plain = json!([{"name": "main", "image": "any"}]);
         world.apply(pod("monitoring", "prometheus", "10.1.0.2", &json!({"app": "prometheus"}), &plain));
         world.apply(pod("shop", "cart", "10.1.0.3", &json!({"app": "cart"}), &plain));

@@ -112,7 +112,8 @@ fn alerts_are_complete() {
         assert!(name.starts_with("Weir"), "{name}");
         assert!(alert["for"].is_string(), "{name} has no `for`");
         assert!(alert["labels"]["severity"].is_string(), "{name} has no severity");
-        let text = |key: &str| alert["annotations"][key].as_str().unwrap_or_else(|| panic!("{name} has no {key}")).to_owned();
+        let text =
+            |key: &str| alert["annotations"][key].as_str().unwrap_or_else(|| panic!("{name} has no {key}")).to_owned();
         assert!(!text("description").is_empty());
         let expected = format!("https://github.com/weir-dev/weir/blob/main/docs/runbooks/{name}.md");
         assert_eq!(text("runbook_url"), expected);
@@ -133,7 +134,11 @@ fn each_alert_is_tested_to_fire_and_not_to_fire() {
             for case in test["alert_rule_test"].as_array().into_iter().flatten() {
                 let name = case["alertname"].as_str().unwrap().to_owned();
                 let expected = case["exp_alerts"].as_array().is_some_and(|a| !a.is_empty());
-                if expected { fires.insert(name) } else { silent.insert(name) };
+                if expected {
+                    fires.insert(name)
+                } else {
+                    silent.insert(name)
+                };
             }
         }
     }

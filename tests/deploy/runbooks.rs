@@ -4,16 +4,13 @@ use std::collections::BTreeSet;
 
 use regex::Regex;
 
-const SECTIONS: [&str; 5] =
-    ["## What it means", "## Confirm", "## Likely causes", "## Fix", "## When it is wrong"];
+const SECTIONS: [&str; 5] = ["## What it means", "## Confirm", "## Likely causes", "## Fix", "## When it is wrong"];
 
 #[test]
 fn each_alert_has_one_and_each_has_an_alert() {
     let folder = super::root().join("docs/runbooks");
-    let mut named: BTreeSet<String> = super::files(&folder)
-        .iter()
-        .map(|f| f.file_stem().unwrap().to_string_lossy().into_owned())
-        .collect();
+    let mut named: BTreeSet<String> =
+        super::files(&folder).iter().map(|f| f.file_stem().unwrap().to_string_lossy().into_owned()).collect();
     assert!(named.remove("README"), "docs/runbooks/README.md is the index");
     let alerts: BTreeSet<String> = super::rules::alerts().into_keys().collect();
     assert_eq!(named, alerts);
