@@ -116,7 +116,8 @@ fn collect(path: &Path, objects: &mut Vec<Value>) -> anyhow::Result<()> {
     if path.is_dir() {
         let mut inside: Vec<PathBuf> = std::fs::read_dir(path)?.filter_map(|e| Some(e.ok()?.path())).collect();
         inside.sort();
-        let manifests = |p: &PathBuf| p.is_dir() || p.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
+        let manifests =
+            |p: &PathBuf| p.is_dir() || p.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
         return inside.iter().filter(|p| manifests(p)).try_for_each(|p| collect(p, objects));
     }
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
