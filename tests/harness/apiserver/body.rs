@@ -39,7 +39,11 @@ impl Answer {
         Self { inner: inner.clone(), counted, from: From::Text(Some(text.into())) }
     }
 
-    pub(super) fn lines(inner: &Arc<Inner>, counted: (String, Verb), lines: mpsc::Receiver<Result<Bytes, Cut>>) -> Self {
+    pub(super) fn lines(
+        inner: &Arc<Inner>,
+        counted: (String, Verb),
+        lines: mpsc::Receiver<Result<Bytes, Cut>>,
+    ) -> Self {
         inner.count(&counted, |c| c.open += 1);
         Self { inner: inner.clone(), counted, from: From::Lines(lines) }
     }

@@ -124,7 +124,13 @@ fn discover(
     let aggregated = inner.aggregated() && accept.contains("as=APIGroupDiscoveryList");
     let path: Vec<&str> = asked.path.iter().map(String::as_str).collect();
     let Some(document) = discovery::document(&inner.store(), &path, aggregated) else {
-        return respond(inner, counted, 404, &Refusal::new(404, "the server could not find the requested resource").1, &[]);
+        return respond(
+            inner,
+            counted,
+            404,
+            &Refusal::new(404, "the server could not find the requested resource").1,
+            &[],
+        );
     };
     let tag = discovery::tag(&document);
     if !aggregated {
@@ -150,7 +156,8 @@ fn list(inner: &Inner, asked: &Asked) -> Result<Value, Refusal> {
     let store = inner.store();
     let served = store.served(&of.0, &of.1).ok_or_else(|| Refusal::new(404, "not found"))?;
     // A list from the cache (resourceVersion=0) is never paged.
-    let limit = if asked.parameter("resourceVersion") == "0" { 0 } else { asked.parameter("limit").parse().unwrap_or(0) };
+    let limit =
+        if asked.parameter("resourceVersion") == "0" { 0 } else { asked.parameter("limit").parse().unwrap_or(0) };
     let after = asked.parameter("continue").split_once('/');
     let after = after.map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
     let mut found = store
@@ -177,7 +184,9 @@ fn list(inner: &Inner, asked: &Asked) -> Result<Value, Refusal> {
     if let (Some(_), Some((namespace, name))) = (found.peek(), last) {
         metadata["continue"] = format!("{namespace}/{name}").into();
     }
-    Ok(json!({"kind": format!("{}List", served.kind), "apiVersion": served.api_version(), "metadata": metadata, "items": items}))
+    Ok(
+        json!({"kind": format!("{}List", served.kind), "apiVersion": served.api_version(), "metadata": metadata, "items": items}),
+    )
 }
 
 fn create(inner: &Inner, asked: &Asked, body: &[u8]) -> Result<Value, Refusal> {

@@ -165,7 +165,10 @@ impl Store {
         let meta = object["metadata"].as_object_mut().context("metadata is not an object")?;
         meta.insert("resourceVersion".to_owned(), self.version.to_string().into());
         let uid = before.as_ref().and_then(|b| b.pointer("/metadata/uid").cloned());
-        meta.insert("uid".to_owned(), uid.unwrap_or_else(|| format!("00000000-0000-4000-8000-{:012}", self.version).into()));
+        meta.insert(
+            "uid".to_owned(),
+            uid.unwrap_or_else(|| format!("00000000-0000-4000-8000-{:012}", self.version).into()),
+        );
         if !meta.contains_key("creationTimestamp") {
             meta.insert("creationTimestamp".to_owned(), "2026-01-01T00:00:00Z".into());
         }

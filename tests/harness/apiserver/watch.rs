@@ -38,12 +38,19 @@ pub(super) fn open(inner: &Arc<Inner>, asked: &Asked, fault: Option<Fault>) -> R
     let of = of(inner, asked)?;
     let streaming = asked.parameter("sendInitialEvents") == "true";
     if streaming && inner.streaming() == Streaming::Refused {
-        return Err(Refusal::new(422, "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"));
+        return Err(Refusal::new(
+            422,
+            "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled",
+        ));
     }
     let version = asked.parameter("resourceVersion");
     // Without a version a watch begins with what there is; with one that is remembered, after it.
     let initial = version.is_empty() || version == "0";
-    let cursor = if initial { inner.store().version() } else { version.parse().map_err(|_| Refusal::new(400, "bad version"))? };
+    let cursor = if initial {
+        inner.store().version()
+    } else {
+        version.parse().map_err(|_| Refusal::new(400, "bad version"))?
+    };
     let (lines, receiver) = mpsc::channel(64);
     let seconds = asked.parameter("timeoutSeconds").parse().map_or(WATCH_TIME, Duration::from_secs);
     let watch = Watch {
