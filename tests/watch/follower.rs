@@ -1,7 +1,8 @@
 //! A source under test and everything that it has said.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ pub struct Follower {
     pub health: BTreeMap<Arc<str>, Health>,
     /// How many changes of each kind there were.
     pub applied: BTreeMap<Key, usize>,
+    pub nobody: BTreeSet<IpAddr>,
     pub synced: bool,
 }
 
@@ -55,7 +57,7 @@ impl Follower {
     fn start_with(config: kube::Config, settings: Settings) -> Self {
         let source = start(config, settings).expect("a plain configuration starts");
         let (objects, health, applied) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { source, objects, health, applied, synced: false }
+        Self { source, objects, health, applied, nobody: BTreeSet::new(), synced: false }
     }
 
     /// Takes in changes until something holds.
@@ -128,6 +130,7 @@ impl Follower {
             Change::Delete(key) => {
                 assert!(self.objects.remove(&key).is_some(), "{key} deleted, and was never there");
             }
+            Change::Nobody(address) => drop(self.nobody.insert(address)),
             Change::Synced => {
                 assert!(!self.synced, "synchronised twice");
                 self.synced = true;

@@ -59,6 +59,7 @@ async fn an_unknown_address_leaves_a_tombstone_that_lasts_longer_each_time() {
     }
     let asked = lookups(&server).len();
     assert!((2..=3).contains(&asked), "{asked} requests");
+    assert!(follower.nobody.contains(&ip("203.0.113.9")), "it is said that nobody has it");
     // It comes up after all.
     server.apply(pod("shop", "late", "node-2", "203.0.113.9", json!({"app": "late"})));
     follower
@@ -102,7 +103,7 @@ async fn a_pod_that_ended_is_not_the_peer() {
     let mut follower = Follower::start(&server, settings());
     follower.until_synced().await;
     follower.source.lookups.want(ip("10.0.2.7"));
-    follower.for_a_while(Duration::from_millis(300)).await;
+    follower.until("nobody", |f| f.nobody.contains(&ip("10.0.2.7"))).await;
     assert!(!follower.has(Kind::Pod, "shop", "job"));
     assert_eq!(lookups(&server).len(), 1);
 }
@@ -157,6 +158,19 @@ async fn failures_are_backed_off_and_nothing_is_lost() {
         server.clear_faults();
         follower.until("the peer", |f| f.has(Kind::Pod, "shop", "db-1")).await;
         follower.until("current", |f| f.state("pods (by address)") == Some(State::Current)).await;
+    }
+}
+
+#[tokio::test]
+async fn all_nodes_are_watched_only_where_they_are_few() {
+    let server = cluster().await;
+    for (most, all) in [(2, true), (1, false)] {
+        let mut settings = settings();
+        settings.nodes = Nodes::UpTo(most, "node-1".to_owned());
+        let mut follower = Follower::start(&server, settings);
+        follower.until_synced().await;
+        assert!(follower.has(Kind::Node, "", "node-1"));
+        assert_eq!(follower.has(Kind::Node, "", "node-2"), all, "two nodes, all of them up to {most}");
     }
 }
 

@@ -183,6 +183,7 @@ fn list(inner: &Inner, asked: &Asked) -> Result<Value, Refusal> {
     let mut metadata = json!({"resourceVersion": store.version().to_string()});
     if let (Some(_), Some((namespace, name))) = (found.peek(), last) {
         metadata["continue"] = format!("{namespace}/{name}").into();
+        metadata["remainingItemCount"] = found.count().into();
     }
     Ok(
         json!({"kind": format!("{}List", served.kind), "apiVersion": served.api_version(), "metadata": metadata, "items": items}),

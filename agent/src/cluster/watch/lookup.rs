@@ -193,7 +193,8 @@ impl Lookup {
         }
         let Some(entry) = self.entries.get_mut(&address) else { return Ok(()) };
         entry.queued = false;
-        if found.is_empty() {
+        let nobody = found.is_empty();
+        if nobody {
             entry.again = now + entry.tombstone.mul_f64(1.0 + fastrand::f64() / 4.0);
             entry.tombstone = (entry.tombstone * 2).min(self.settings.max_tombstone);
         } else {
@@ -205,7 +206,8 @@ impl Lookup {
         for applied in found {
             self.say(News::Applied(Box::new(applied))).await?;
         }
-        self.release(before).await
+        self.release(before).await?;
+        if nobody { self.say(News::Nobody(address)).await } else { Ok(()) }
     }
 
     async fn failed(&mut self, address: IpAddr, failure: &Failure, now: Instant) -> Result<(), Deaf> {

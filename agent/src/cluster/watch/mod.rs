@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use kube::core::params::ListParams;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -32,7 +33,9 @@ pub use settings::{ConfigMaps, Ends, LookupSettings, Nodes, Pods, Settings, well
 
 use super::change::{Change, Health, State};
 use api::Api;
+use decode::Page;
 use discovery::{Discovery, Served};
+use fault::Failure;
 use follow::{Follower, Shared, delays};
 use hub::{Hub, News, Report, WatchId};
 use target::{Resource, Target, built_in};
@@ -84,6 +87,7 @@ struct Supervisor {
     followers: JoinSet<()>,
     next: WatchId,
     found: BTreeMap<Resource, (WatchId, AbortHandle)>,
+    nodes_counted: bool,
     health: Health,
 }
 
@@ -98,7 +102,7 @@ impl Supervisor {
             confirmed: None,
             undecodable: 0,
         };
-        Self { shared, followers: JoinSet::new(), next: FIRST, found: BTreeMap::new(), health }
+        Self { shared, followers: JoinSet::new(), next: FIRST, found: BTreeMap::new(), nodes_counted: false, health }
     }
 
     async fn run(mut self) {
@@ -110,7 +114,11 @@ impl Supervisor {
         let mut discovery = Discovery::new(self.shared.api.clone(), settings.optional.clone());
         let mut waits = delays(&settings);
         loop {
-            let delay = match discovery.ask().await {
+            let asked = match self.count_nodes().await {
+                Ok(()) => discovery.ask().await,
+                Err(failure) => Err(failure),
+            };
+            let delay = match asked {
                 Ok(served) => {
                     waits = delays(&settings);
                     self.discovered(served).await;
@@ -131,6 +139,33 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    /// Decides once whether all nodes are watched.
+    async fn count_nodes(&mut self) -> Result<(), Failure> {
+        let settings = self.shared.settings.clone();
+        let Nodes::UpTo(most, own) = &settings.nodes else { return Ok(()) };
+        if self.nodes_counted {
+            return Ok(());
+        }
+        let params = ListParams { limit: Some(1), ..ListParams::default() };
+        let counted = match self.shared.api.list(&Resource::nodes().path(None), &params).await {
+            Ok(text) => {
+                let page: Page<'_> = serde_json::from_str(&text).map_err(|e| Fault::Unreadable(e.to_string()))?;
+                let more = page.metadata.remaining_item_count.unwrap_or(0);
+                u64::try_from(more).unwrap_or(0) + page.items.map_or(0, |items| items.len() as u64)
+            }
+            // The watch says so as well, and is what people look at.
+            Err(Failure { fault: Fault::Forbidden(_), .. }) => 0,
+            Err(failure) => return Err(failure),
+        };
+        self.nodes_counted = true;
+        let only = (counted > *most).then_some(&**own);
+        if only.is_some() {
+            tracing::info!(nodes = counted, most, "too many nodes to watch all of them; others are fetched when met");
+        }
+        self.follow(Target::nodes(only)).await;
+        Ok(())
     }
 
     async fn discovered(&mut self, served: Option<Served>) {

@@ -73,6 +73,12 @@ impl Target {
         Self::all_of(resource, decides)
     }
 
+    /// One node, or all of them.
+    pub(super) fn nodes(only: Option<&str>) -> Self {
+        let fields = only.map(|name| format!("metadata.name={name}"));
+        Self { fields, ..Self::all_of(Resource::nodes(), true) }
+    }
+
     pub(super) fn path(&self) -> String {
         self.resource.path(self.namespace.as_deref())
     }
@@ -111,11 +117,12 @@ pub(super) fn built_in(settings: &Settings) -> Vec<Target> {
             false,
         ),
     ];
-    let nodes = Target::all_of(Resource::nodes(), true);
-    targets.push(match &settings.nodes {
-        Nodes::All => nodes,
-        Nodes::Only(name) => Target { fields: Some(format!("metadata.name={name}")), ..nodes },
-    });
+    match &settings.nodes {
+        Nodes::All => targets.push(Target::nodes(None)),
+        Nodes::Only(name) => targets.push(Target::nodes(Some(name))),
+        // Known when they have been counted.
+        Nodes::UpTo(..) => {}
+    }
     let pods = Target::all_of(Resource::pods(), true);
     match &settings.pods {
         Pods::All => targets.push(pods),
