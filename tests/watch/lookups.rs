@@ -95,6 +95,30 @@ async fn an_address_that_is_another_pods_by_now() {
 }
 
 #[tokio::test]
+async fn a_peer_that_stays_is_checked_by_its_metadata_alone() {
+    let server = cluster().await;
+    let mut follower = Follower::start(&server, settings());
+    follower.until_synced().await;
+    follower.source.lookups.want(ip("10.0.2.1"));
+    follower.until("the peer", |f| f.has(Kind::Pod, "shop", "db-1")).await;
+    for _ in 0..100 {
+        follower.source.lookups.want(ip("10.0.2.1"));
+        follower.for_a_while(Duration::from_millis(20)).await;
+    }
+    assert_eq!(lookups(&server).len(), 1, "all pods are looked through once");
+    let checks = server.counts().requests(Some("pods"), Some(Verb::Get));
+    assert!((3..=7).contains(&checks), "{checks} checks in two seconds, every 300 to 375 ms");
+    // New labels are seen by a check, and at once where much depends on it.
+    server.apply(pod("shop", "db-1", "node-2", "10.0.2.1", json!({"app": "other"})));
+    follower
+        .until("the new labels", |f| {
+            f.source.lookups.want_fresh(ip("10.0.2.1"), Duration::from_millis(50));
+            f.objects.values().any(|o| o.pointer("/metadata/labels/app") == Some(&json!("other")))
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn a_pod_that_ended_is_not_the_peer() {
     let server = cluster().await;
     let mut ended = pod("shop", "job", "node-2", "10.0.2.7", json!({"app": "job"}));

@@ -77,6 +77,12 @@ impl Api {
         self.text(build(Request::new(path).get(name, &cached))?).await
     }
 
+    /// The metadata of one object from the API server's cache: a tenth of the object.
+    pub(super) async fn get_metadata(&self, path: &str, name: &str) -> Result<String, Failure> {
+        let cached = GetParams { resource_version: Some("0".to_owned()) };
+        self.text(build(Request::new(path).get_metadata(name, &cached))?).await
+    }
+
     /// A watch. Only its beginning is bounded by patience.
     pub(super) async fn watch(&self, path: &str, params: &WatchParams, version: &str) -> Result<Lines, Failure> {
         let request = build(Request::new(path).watch(params, version))?;

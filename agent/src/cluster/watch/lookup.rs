@@ -1,11 +1,13 @@
 //! Peers by address: a pod of another node is asked for when it is first met, and forgotten when it was not met for long.
 //!
 //! Requests are coalesced, limited in number and pace, and answered from the API server's cache. "No pod has this address" is
-//! remembered for a while that doubles. An answer is checked again when the peer is met after some time: its address may be
-//! another pod's by then.
+//! remembered for a while that doubles. An answer is checked when the peer is met again after some time, since its address may
+//! be another pod's by then: by the metadata of the same name, which costs the API server nothing, where the first question
+//! makes it look through all pods.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::core::params::ListParams;
@@ -25,13 +27,25 @@ use super::target::Resource;
 /// Asks for peers by address. Cheap to clone and to call.
 #[derive(Clone, Debug)]
 pub struct Lookups {
-    wanted: mpsc::Sender<IpAddr>,
+    wanted: mpsc::Sender<Wish>,
 }
+
+/// An address, and how old what is known of it may be.
+type Wish = (IpAddr, Option<Duration>);
 
 impl Lookups {
     /// A peer with this address was met and the cluster does not know it. Never waits: of more wishes than fit, some get lost,
     /// and come again with the next packet. Asking often for the same address costs nothing.
     pub fn want(&self, address: IpAddr) {
+        self.wish(address, None);
+    }
+
+    /// Much depends on who has this address: what is known must not be older than this. Else like [`want`](Self::want).
+    pub fn want_fresh(&self, address: IpAddr, age: Duration) {
+        self.wish(address, Some(age));
+    }
+
+    fn wish(&self, address: IpAddr, age: Option<Duration>) {
         let address = address.to_canonical();
         let local = address.is_loopback() || address.is_unspecified() || address.is_multicast();
         let link_local = match address {
@@ -39,7 +53,7 @@ impl Lookups {
             IpAddr::V6(a) => a.is_unicast_link_local(),
         };
         if !local && !link_local {
-            let _ = self.wanted.try_send(address);
+            let _ = self.wanted.try_send((address, age));
         }
     }
 }
@@ -56,10 +70,10 @@ pub(super) struct Lookup {
     fetch_nodes: bool,
     id: WatchId,
     reports: mpsc::Sender<Report>,
-    wanted: mpsc::Receiver<IpAddr>,
+    wanted: mpsc::Receiver<Wish>,
     entries: HashMap<IpAddr, Entry>,
     queue: VecDeque<IpAddr>,
-    under_way: JoinSet<(IpAddr, Result<Vec<Applied>, Failure>)>,
+    under_way: JoinSet<(IpAddr, Result<Answer, Failure>)>,
     tokens: Tokens,
     failures: u32,
     not_before: Instant,
@@ -67,13 +81,30 @@ pub(super) struct Lookup {
 }
 
 struct Entry {
-    /// What the address led to: pods, and the node of a hostNetwork pod.
-    keys: Vec<Key>,
+    /// What the address led to: pods, or the node of hostNetwork pods.
+    known: Vec<Known>,
     queued: bool,
+    answered: Option<Instant>,
     /// When to ask again if it is wanted.
     again: Instant,
     wanted: Instant,
     tombstone: Duration,
+}
+
+/// An object that was found, and what tells that it is still the same.
+#[derive(Clone)]
+struct Known {
+    key: Key,
+    uid: String,
+    version: Arc<str>,
+}
+
+/// What the API server knows of an address.
+enum Answer {
+    /// The same as before.
+    Same,
+    /// These, and nothing else.
+    Found(Vec<(Known, Applied)>),
 }
 
 struct Tokens {
@@ -129,7 +160,7 @@ impl Lookup {
             };
             tokio::select! {
                 wanted = self.wanted.recv() => match wanted {
-                    Some(address) => self.want(address, Instant::now()),
+                    Some((address, age)) => self.want(address, age, Instant::now()),
                     None => return,
                 },
                 Some(done) = self.under_way.join_next() => {
@@ -146,16 +177,17 @@ impl Lookup {
         }
     }
 
-    fn want(&mut self, address: IpAddr, now: Instant) {
+    fn want(&mut self, address: IpAddr, age: Option<Duration>, now: Instant) {
         if !self.entries.contains_key(&address) && self.entries.len() >= self.settings.capacity {
             // Full of peers that were all met lately. The next sweep makes room.
             return;
         }
-        let first =
-            Entry { keys: Vec::new(), queued: false, again: now, wanted: now, tombstone: self.settings.tombstone };
+        let tombstone = self.settings.tombstone;
+        let first = Entry { known: Vec::new(), queued: false, answered: None, again: now, wanted: now, tombstone };
         let entry = self.entries.entry(address).or_insert(first);
         entry.wanted = now;
-        if !entry.queued && entry.again <= now {
+        let old = age.is_some_and(|age| entry.answered.is_none_or(|at| now.saturating_duration_since(at) >= age));
+        if !entry.queued && (old || entry.again <= now) {
             entry.queued = true;
             self.queue.push_back(address);
         }
@@ -174,14 +206,22 @@ impl Lookup {
             return;
         }
         let Some(address) = self.queue.pop_front() else { return };
+        let known = self.entries.get(&address).map(|e| e.known.clone()).unwrap_or_default();
         let (api, fetch_nodes) = (self.api.clone(), self.fetch_nodes);
-        self.under_way.spawn(async move { (address, ask(&api, address, fetch_nodes).await) });
+        self.under_way.spawn(async move {
+            let answer = match is_same(&api, &known).await {
+                Ok(true) => Ok(Answer::Same),
+                Ok(false) => ask(&api, address, fetch_nodes).await.map(Answer::Found),
+                Err(failure) => Err(failure),
+            };
+            (address, answer)
+        });
     }
 
-    async fn answered(&mut self, address: IpAddr, answer: Result<Vec<Applied>, Failure>) -> Result<(), Deaf> {
+    async fn answered(&mut self, address: IpAddr, answer: Result<Answer, Failure>) -> Result<(), Deaf> {
         let now = Instant::now();
-        let found = match answer {
-            Ok(found) => found,
+        let answer = match answer {
+            Ok(answer) => answer,
             Err(failure) => return self.failed(address, &failure, now).await,
         };
         self.failures = 0;
@@ -193,6 +233,11 @@ impl Lookup {
         }
         let Some(entry) = self.entries.get_mut(&address) else { return Ok(()) };
         entry.queued = false;
+        entry.answered = Some(now);
+        let Answer::Found(found) = answer else {
+            entry.again = now + self.settings.check.mul_f64(1.0 + fastrand::f64() / 4.0);
+            return Ok(());
+        };
         let nobody = found.is_empty();
         if nobody {
             entry.again = now + entry.tombstone.mul_f64(1.0 + fastrand::f64() / 4.0);
@@ -201,8 +246,8 @@ impl Lookup {
             entry.again = now + self.settings.check;
             entry.tombstone = self.settings.tombstone;
         }
-        let keys: Vec<Key> = found.iter().map(|a| a.key.clone()).collect();
-        let before = std::mem::replace(&mut entry.keys, keys);
+        let (known, found): (Vec<Known>, Vec<Applied>) = found.into_iter().unzip();
+        let before = std::mem::replace(&mut entry.known, known);
         for applied in found {
             self.say(News::Applied(Box::new(applied))).await?;
         }
@@ -231,21 +276,21 @@ impl Lookup {
 
     async fn forget(&mut self, now: Instant) -> Result<(), Deaf> {
         let limit = self.settings.forget;
-        let mut keys = Vec::new();
+        let mut released = Vec::new();
         self.entries.retain(|_, entry| {
             let keep = entry.queued || now.saturating_duration_since(entry.wanted) < limit;
             if !keep {
-                keys.append(&mut entry.keys);
+                released.append(&mut entry.known);
             }
             keep
         });
-        self.release(keys).await
+        self.release(released).await
     }
 
     /// Gives up objects that no entry has any more: a pod with two addresses is held by both.
-    async fn release(&self, keys: Vec<Key>) -> Result<(), Deaf> {
-        for key in keys {
-            if !self.entries.values().any(|e| e.keys.contains(&key)) {
+    async fn release(&self, known: Vec<Known>) -> Result<(), Deaf> {
+        for Known { key, .. } in known {
+            if !self.entries.values().flat_map(|e| &e.known).any(|k| k.key == key) {
                 self.say(News::Deleted(key)).await?;
             }
         }
@@ -282,8 +327,30 @@ impl Tokens {
     }
 }
 
+/// Whether what was found earlier is still there, unchanged.
+async fn is_same(api: &Api, known: &[Known]) -> Result<bool, Failure> {
+    for Known { key, uid, version } in known {
+        let (path, name) = match key.kind {
+            Kind::Node => (Resource::nodes().path(None), &key.name.name),
+            _ => (Resource::pods().path(Some(&key.name.namespace)), &key.name.name),
+        };
+        let text = match api.get_metadata(&path, name).await {
+            Ok(text) => text,
+            Err(Failure { fault: Fault::NotFound, .. }) => return Ok(false),
+            Err(failure) => return Err(failure),
+        };
+        let head: Head = serde_json::from_str(&text).map_err(|e| Fault::Unreadable(e.to_string()))?;
+        // A new version of a pod may be new labels, or its end, which gives the address back. Of a node it is its heartbeat.
+        let changed = key.kind == Kind::Pod && head.metadata.resource_version != *version;
+        if changed || head.metadata.uid != *uid {
+            return Ok(false);
+        }
+    }
+    Ok(!known.is_empty())
+}
+
 /// The pod that has the address. Where only hostNetwork pods have it, it is a node's: then the node.
-async fn ask(api: &Api, address: IpAddr, fetch_nodes: bool) -> Result<Vec<Applied>, Failure> {
+async fn ask(api: &Api, address: IpAddr, fetch_nodes: bool) -> Result<Vec<(Known, Applied)>, Failure> {
     let pods = Resource::pods();
     let params = ListParams {
         field_selector: Some(format!("status.podIP={address}")),
@@ -297,13 +364,13 @@ async fn ask(api: &Api, address: IpAddr, fetch_nodes: bool) -> Result<Vec<Applie
     let mut node = None;
     for item in page.items.into_iter().flatten() {
         // What can't be decoded can't be told from another pod: the peer stays unknown.
-        let Some(applied) = applied(&pods, item) else { continue };
-        let Object::Pod(pod) = &applied.object else { continue };
+        let Some(one) = applied(&pods, item) else { continue };
+        let Object::Pod(pod) = &one.1.object else { continue };
         let pod = Pod::from_api(pod);
         if pod.host_network {
             node = node.or(pod.node);
         } else if !pod.finished() {
-            found.push(applied);
+            found.push(one);
         }
     }
     if found.is_empty()
@@ -318,13 +385,11 @@ async fn ask(api: &Api, address: IpAddr, fetch_nodes: bool) -> Result<Vec<Applie
     Ok(found)
 }
 
-fn applied(resource: &Resource, item: &RawValue) -> Option<Applied> {
+fn applied(resource: &Resource, item: &RawValue) -> Option<(Known, Applied)> {
     let head = serde_json::from_str::<Head>(item.get()).ok()?.metadata;
     let decoded = object(resource.kind, &resource.api_version(), &resource.api_kind, item).ok()?;
-    Some(Applied {
-        key: head.key(resource.kind),
-        object: decoded.object,
-        content: decoded.content,
-        version: head.resource_version,
-    })
+    let key = head.key(resource.kind);
+    let version = head.resource_version;
+    let known = Known { key: key.clone(), uid: head.uid, version: version.clone() };
+    Some((known, Applied { key, object: decoded.object, content: decoded.content, version }))
 }

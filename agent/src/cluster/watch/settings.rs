@@ -90,7 +90,7 @@ pub struct LookupSettings {
     pub tombstone: Duration,
     /// How long it holds at most.
     pub max_tombstone: Duration,
-    /// A peer that is met again after this long is asked for again: its address may be another pod's by now.
+    /// A peer that is met again after this long is checked: its address may be another pod's by now.
     pub check: Duration,
     /// A peer that was not met for this long is forgotten.
     pub forget: Duration,
@@ -101,12 +101,12 @@ pub struct LookupSettings {
 impl Default for LookupSettings {
     fn default() -> Self {
         Self {
-            per_second: 5,
+            per_second: 2,
             burst: 20,
             in_flight: 4,
             tombstone: Duration::from_secs(5),
             max_tombstone: Duration::from_secs(600),
-            check: Duration::from_secs(60),
+            check: Duration::from_secs(300),
             forget: Duration::from_secs(900),
             capacity: 16_384,
         }
