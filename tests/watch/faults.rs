@@ -7,7 +7,7 @@ use serde_json::json;
 use weir::cluster::change::State;
 use weir_engine::cluster::Kind;
 
-use crate::follower::{Follower, cluster, pod, policy, settings, settled, virtual_service};
+use crate::follower::{Follower, cluster, fill, pod, policy, settings, settled, virtual_service};
 
 fn virtual_services() -> Type {
     Type::new("networking.istio.io", "v1", "VirtualService", "virtualservices", true)
@@ -400,4 +400,25 @@ async fn bookmarks_keep_a_quiet_watch_from_starting_over() {
     follower.until_converged(&server, "all the while").await;
     let after = server.counts().since(&before);
     assert!(after.requests(Some("services"), Some(Verb::Watch)) >= 2, "watches of one second were resumed");
+}
+
+#[tokio::test]
+async fn over_tls_all_watches_share_one_connection() {
+    let mut server = harness::apiserver::ApiServer::start_tls().await.expect("the loopback has a free port");
+    fill(&server);
+    let folder = tempfile::tempdir().expect("a folder");
+    let kubeconfig = folder.path().join("kubeconfig");
+    server.require_token(Some("secret"));
+    server.write_kubeconfig(&kubeconfig, Some("secret"), None).expect("the folder is ours");
+    let mut follower = Follower::start_from(&kubeconfig, settings()).await;
+    follower.until_synced().await;
+    follower.until_converged(&server, "over TLS").await;
+    let counts = server.counts();
+    assert!(counts.open(None) >= 10, "{} watches", counts.open(None));
+    assert!(counts.connections <= 3, "{} connections", counts.connections);
+    server.stop().await;
+    server.apply(policy("shop", "while-away", "x"));
+    follower.until("stale", |f| f.state("networkpolicies") == Some(State::Stale)).await;
+    server.resume().await.expect("the port is free");
+    follower.until_converged(&server, "after the connection was cut").await;
 }

@@ -239,6 +239,11 @@ pub fn virtual_service(name: &str, label: &str) -> Value {
 /// A small cluster of two nodes.
 pub async fn cluster() -> ApiServer {
     let server = ApiServer::start().await.expect("the loopback has a free port");
+    fill(&server);
+    server
+}
+
+pub fn fill(server: &ApiServer) {
     server.set_bookmark_every(Duration::from_millis(200));
     for name in ["istio-system", "kube-system", "shop"] {
         server
@@ -269,5 +274,4 @@ pub async fn cluster() -> ApiServer {
     );
     server.apply(json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
         "metadata": {"name": "injector"}, "webhooks": [{"name": "x", "clientConfig": {"caBundle": "AAAA"}}]}));
-    server
 }

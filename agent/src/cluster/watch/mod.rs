@@ -4,10 +4,11 @@
 //! server does ends it: what is known stays in force, and [`Change::Health`] tells how old it is and why. Without all essential
 //! kinds (pods of the node, namespaces, policies, services) there is no [`Change::Synced`].
 //!
-//! Reading order: `settings`, `target` (what is watched), `fault`, `api` (requests), `reduce`, `decode` (objects), `follow` (one
+//! Reading order: `settings`, `target` (what is watched), `fault`, `connect`, `api` (requests), `reduce`, `decode` (objects), `follow` (one
 //! watch), `hub` (many watches, one cluster), `discovery`, `lookup` (peers by address).
 
 mod api;
+mod connect;
 mod decode;
 mod discovery;
 mod fault;
