@@ -11,7 +11,7 @@ use harness::apiserver::{ApiServer, Counts, Selector};
 use serde_json::{Value, json};
 use weir::cluster::change::{Change, Health, State, to_value};
 use weir::cluster::watch::{Settings, Source, start};
-use weir_engine::cluster::{Key, Kind};
+use weir_engine::cluster::{Cluster, Key, Kind, Object, Origin};
 use weir_engine::words::Name;
 
 /// How long anything may take. Generous: the machine may be busy.
@@ -103,6 +103,16 @@ impl Follower {
 
     pub async fn until_synced(&mut self) {
         self.until("synchronised", |f| f.synced).await;
+    }
+
+    /// What the engine would know.
+    pub fn cluster(&self) -> Cluster {
+        let mut cluster = Cluster::default();
+        for object in self.objects.values() {
+            let object = Object::from_value(object.clone()).expect("what was said can be read");
+            cluster.apply(object, Origin::default());
+        }
+        cluster
     }
 
     /// The part that follows a resource, by the beginning of its title.

@@ -199,6 +199,48 @@ async fn all_nodes_are_watched_only_where_they_are_few() {
 }
 
 #[tokio::test]
+async fn endpoints_of_a_dialled_service_are_looked_up_where_not_all_are_watched() {
+    let server = cluster().await;
+    let mut settings = settings();
+    settings.nodes = Nodes::Only("node-1".to_owned());
+    let mut follower = Follower::start(&server, settings);
+    follower.until_synced().await;
+    assert!(!follower.has(Kind::EndpointSlice, "shop", "web-x"), "of other Services they are not watched");
+    let has = |follower: &Follower, name: &str| follower.has(Kind::EndpointSlice, "shop", name);
+    for _ in 0..100 {
+        follower.source.lookups.meet(&follower.cluster(), ip("10.96.0.10"));
+    }
+    follower.until("its endpoints", |f| has(f, "web-x")).await;
+    server.delete("discovery.k8s.io", "endpointslices", "shop", "web-x");
+    server.apply(json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"namespace": "shop", "name": "web-y", "labels": {"kubernetes.io/service-name": "web"}},
+        "endpoints": [{"addresses": ["10.0.1.9"]}], "ports": [{"port": 8080}]}));
+    follower
+        .until("its new endpoints", |f| {
+            f.source.lookups.meet(&f.cluster(), ip("10.96.0.10"));
+            has(f, "web-y") && !has(f, "web-x")
+        })
+        .await;
+    assert!(lookups(&server).is_empty(), "the address of a Service is no pod's");
+}
+
+#[tokio::test]
+async fn what_watches_have_is_not_looked_up() {
+    let server = cluster().await;
+    let mut follower = Follower::start(&server, settings());
+    follower.until_synced().await;
+    let cluster = follower.cluster();
+    for address in ["10.0.1.1", "10.0.2.2", "192.0.2.1", "10.96.0.10"] {
+        follower.source.lookups.meet(&cluster, ip(address));
+    }
+    follower.source.lookups.meet(&cluster, ip("10.0.2.1"));
+    follower.until("the only one that is not watched", |f| f.has(Kind::Pod, "shop", "db-1")).await;
+    assert_eq!(lookups(&server).len(), 1);
+    let slices = server.counts().requests(Some("endpointslices"), None);
+    assert_eq!(slices, 1, "the watch");
+}
+
+#[tokio::test]
 async fn a_node_is_fetched_when_one_of_its_own_pods_is_met() {
     let server = cluster().await;
     let mut proxy = pod("kube-system", "kube-proxy-2", "node-2", "192.0.2.2", json!({"k8s-app": "kube-proxy"}));

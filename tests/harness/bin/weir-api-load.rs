@@ -58,7 +58,7 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     println!(
         "Assumed: {} pods a node, {} pod starts or ends a node and hour with {WRITES_OF_A_POD} writes each, \
-         each of which changes one EndpointSlice; {NODE_WRITES_AN_HOUR} writes of each node an hour; \
+         and one of its EndpointSlice; {NODE_WRITES_AN_HOUR} writes of each node an hour; \
          {} peers a node in use, {} new ones an hour; {} edits of each other kind an hour in the whole cluster.\n",
         arguments.pods_per_node, arguments.pod_changes, arguments.peers, arguments.new_peers, arguments.edits
     );
@@ -85,7 +85,7 @@ fn row(a: &Arguments, nodes: u32, c: &Counted) {
     let discovery = 1.0 / settings.rediscover.as_secs_f64();
     let requests = c.watches / watch_time + discovery + lookups + checks;
     let pods = a.pod_changes * WRITES_OF_A_POD / hour * cost("pods");
-    let slices = n * a.pod_changes / hour * cost("endpointslices");
+    let slices = if c.all_nodes { n } else { 0.0 } * a.pod_changes / hour * cost("endpointslices");
     let of_nodes = if c.all_nodes { n } else { 1.0 } * NODE_WRITES_AN_HOUR / hour * cost("nodes");
     let edited = ["networkpolicies", "services", "namespaces", "virtualservices", "authorizationpolicies"];
     let edits: f64 = edited.iter().map(|k| a.edits / hour * cost(k)).sum();

@@ -1,4 +1,5 @@
-//! Peers by address: a pod of another node is asked for when it is first met, and forgotten when it was not met for long.
+//! Peers by address: a pod of another node is asked for when it is first met, and forgotten when it was not met for long. So are
+//! the endpoints of a dialled Service, where not all EndpointSlices are watched.
 //!
 //! Requests are coalesced, limited in number and pace, and answered from the API server's cache. "No pod has this address" is
 //! remembered for a while that doubles. An answer is checked when the peer is met again after some time, since its address may
@@ -14,7 +15,8 @@ use kube::core::params::ListParams;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use weir_engine::cluster::{Key, Kind, Object, Pod};
+use weir_engine::cluster::{Cluster, Key, Kind, Object, Pod};
+use weir_engine::words::Name;
 
 use super::super::change::{Health, State};
 use super::api::Api;
@@ -27,35 +29,69 @@ use super::target::Resource;
 /// Asks for peers by address. Cheap to clone and to call.
 #[derive(Clone, Debug)]
 pub struct Lookups {
-    wanted: mpsc::Sender<Wish>,
+    wishes: mpsc::Sender<Wish>,
 }
 
-/// An address, and how old what is known of it may be.
-type Wish = (IpAddr, Option<Duration>);
+#[derive(Debug)]
+struct Wish {
+    about: About,
+    /// How old what is known may be.
+    age: Option<Duration>,
+    /// Only a sign of life of what was asked for earlier.
+    known: bool,
+}
+
+/// What can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum About {
+    Address(IpAddr),
+    Service(Name),
+}
 
 impl Lookups {
-    /// A peer with this address was met and the cluster does not know it. Never waits: of more wishes than fit, some get lost,
-    /// and come again with the next packet. Asking often for the same address costs nothing.
-    pub fn want(&self, address: IpAddr) {
-        self.wish(address, None);
-    }
-
-    /// Much depends on who has this address: what is known must not be older than this. Else like [`want`](Self::want).
-    pub fn want_fresh(&self, address: IpAddr, age: Duration) {
-        self.wish(address, Some(age));
-    }
-
-    fn wish(&self, address: IpAddr, age: Option<Duration>) {
+    /// A packet has this address. Asks for whatever of it the cluster does not know, and keeps what was asked for earlier.
+    ///
+    /// Never waits: of more wishes than fit, some get lost, and come again with the next packet. Asking often for the same
+    /// address costs nothing.
+    pub fn meet(&self, cluster: &Cluster, address: IpAddr) {
         let address = address.to_canonical();
-        let local = address.is_loopback() || address.is_unspecified() || address.is_multicast();
-        let link_local = match address {
-            IpAddr::V4(a) => a.is_link_local() || a.is_broadcast(),
-            IpAddr::V6(a) => a.is_unicast_link_local(),
-        };
-        if !local && !link_local {
-            let _ = self.wanted.try_send((address, age));
+        if cluster.pod_by_address(address).is_some() || cluster.node_by_address(address).is_some() {
+            self.wish(Wish { about: About::Address(address), age: None, known: true });
+        } else if let Some(service) = cluster.service_by_address(address) {
+            let known = cluster.slices_of(&service.name).next().is_some();
+            self.wish(Wish { about: About::Service(service.name.clone()), age: None, known });
+        } else {
+            self.want(address);
         }
     }
+
+    /// A peer with this address was met and the cluster does not know it.
+    pub fn want(&self, address: IpAddr) {
+        self.wish(Wish { about: About::Address(address.to_canonical()), age: None, known: false });
+    }
+
+    /// Much depends on who has this address: what a lookup found must not be older than this.
+    pub fn want_fresh(&self, address: IpAddr, age: Duration) {
+        self.wish(Wish { about: About::Address(address.to_canonical()), age: Some(age), known: true });
+    }
+
+    fn wish(&self, wish: Wish) {
+        let local = match wish.about {
+            About::Address(address) => is_local(address),
+            About::Service(_) => false,
+        };
+        if !local {
+            let _ = self.wishes.try_send(wish);
+        }
+    }
+}
+
+fn is_local(address: IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(a) => a.is_link_local() || a.is_broadcast(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    };
+    link_local || address.is_loopback() || address.is_unspecified() || address.is_multicast()
 }
 
 const WANTED: usize = 1024;
@@ -70,10 +106,10 @@ pub(super) struct Lookup {
     fetch_nodes: bool,
     id: WatchId,
     reports: mpsc::Sender<Report>,
-    wanted: mpsc::Receiver<Wish>,
-    entries: HashMap<IpAddr, Entry>,
-    queue: VecDeque<IpAddr>,
-    under_way: JoinSet<(IpAddr, Result<Answer, Failure>)>,
+    wishes: mpsc::Receiver<Wish>,
+    entries: HashMap<About, Entry>,
+    queue: VecDeque<About>,
+    under_way: JoinSet<(About, Result<Answer, Failure>)>,
     tokens: Tokens,
     failures: u32,
     not_before: Instant,
@@ -114,7 +150,7 @@ struct Tokens {
 
 impl Lookup {
     pub(super) fn new(api: Api, settings: &Settings, id: WatchId, reports: mpsc::Sender<Report>) -> (Self, Lookups) {
-        let (sender, wanted) = mpsc::channel(WANTED);
+        let (sender, wishes) = mpsc::channel(WANTED);
         let now = Instant::now();
         let health = Health {
             part: "pods (by address)".into(),
@@ -133,7 +169,7 @@ impl Lookup {
             fetch_nodes: settings.nodes != Nodes::All,
             id,
             reports,
-            wanted,
+            wishes,
             entries: HashMap::new(),
             queue: VecDeque::new(),
             under_way: JoinSet::new(),
@@ -142,7 +178,7 @@ impl Lookup {
             not_before: now,
             health,
         };
-        (lookup, Lookups { wanted: sender })
+        (lookup, Lookups { wishes: sender })
     }
 
     pub(super) async fn run(mut self) {
@@ -159,13 +195,13 @@ impl Lookup {
                 }
             };
             tokio::select! {
-                wanted = self.wanted.recv() => match wanted {
-                    Some((address, age)) => self.want(address, age, Instant::now()),
+                wish = self.wishes.recv() => match wish {
+                    Some(wish) => self.want(wish, Instant::now()),
                     None => return,
                 },
                 Some(done) = self.under_way.join_next() => {
-                    let Ok((address, answer)) = done else { continue };
-                    if self.answered(address, answer).await.is_err() {
+                    let Ok((about, answer)) = done else { continue };
+                    if self.answered(about, answer).await.is_err() {
                         return;
                     }
                 }
@@ -177,19 +213,20 @@ impl Lookup {
         }
     }
 
-    fn want(&mut self, address: IpAddr, age: Option<Duration>, now: Instant) {
-        if !self.entries.contains_key(&address) && self.entries.len() >= self.settings.capacity {
-            // Full of peers that were all met lately. The next sweep makes room.
+    fn want(&mut self, Wish { about, age, known }: Wish, now: Instant) {
+        let is_new = !self.entries.contains_key(&about);
+        if is_new && (known || self.entries.len() >= self.settings.capacity) {
+            // A watch has it. Or all places are taken by peers that were met lately, and the next sweep makes room.
             return;
         }
         let tombstone = self.settings.tombstone;
         let first = Entry { known: Vec::new(), queued: false, answered: None, again: now, wanted: now, tombstone };
-        let entry = self.entries.entry(address).or_insert(first);
+        let entry = self.entries.entry(about.clone()).or_insert(first);
         entry.wanted = now;
         let old = age.is_some_and(|age| entry.answered.is_none_or(|at| now.saturating_duration_since(at) >= age));
         if !entry.queued && (old || entry.again <= now) {
             entry.queued = true;
-            self.queue.push_back(address);
+            self.queue.push_back(about);
         }
     }
 
@@ -205,24 +242,27 @@ impl Lookup {
         if !self.tokens.take(&self.settings, now) {
             return;
         }
-        let Some(address) = self.queue.pop_front() else { return };
-        let known = self.entries.get(&address).map(|e| e.known.clone()).unwrap_or_default();
+        let Some(about) = self.queue.pop_front() else { return };
+        let known = self.entries.get(&about).map(|e| e.known.clone()).unwrap_or_default();
         let (api, fetch_nodes) = (self.api.clone(), self.fetch_nodes);
         self.under_way.spawn(async move {
             let answer = match is_same(&api, &known).await {
                 Ok(true) => Ok(Answer::Same),
-                Ok(false) => ask(&api, address, fetch_nodes).await.map(Answer::Found),
+                Ok(false) => match &about {
+                    About::Address(address) => ask(&api, *address, fetch_nodes).await.map(Answer::Found),
+                    About::Service(name) => endpoints(&api, name).await.map(Answer::Found),
+                },
                 Err(failure) => Err(failure),
             };
-            (address, answer)
+            (about, answer)
         });
     }
 
-    async fn answered(&mut self, address: IpAddr, answer: Result<Answer, Failure>) -> Result<(), Deaf> {
+    async fn answered(&mut self, about: About, answer: Result<Answer, Failure>) -> Result<(), Deaf> {
         let now = Instant::now();
         let answer = match answer {
             Ok(answer) => answer,
-            Err(failure) => return self.failed(address, &failure, now).await,
+            Err(failure) => return self.failed(about, &failure, now).await,
         };
         self.failures = 0;
         self.health.confirmed = Some(now);
@@ -231,7 +271,7 @@ impl Lookup {
             self.health.reason = None;
             self.tell().await?;
         }
-        let Some(entry) = self.entries.get_mut(&address) else { return Ok(()) };
+        let Some(entry) = self.entries.get_mut(&about) else { return Ok(()) };
         entry.queued = false;
         entry.answered = Some(now);
         let Answer::Found(found) = answer else {
@@ -252,10 +292,13 @@ impl Lookup {
             self.say(News::Applied(Box::new(applied))).await?;
         }
         self.release(before).await?;
-        if nobody { self.say(News::Nobody(address)).await } else { Ok(()) }
+        match about {
+            About::Address(address) if nobody => self.say(News::Nobody(address)).await,
+            About::Address(_) | About::Service(_) => Ok(()),
+        }
     }
 
-    async fn failed(&mut self, address: IpAddr, failure: &Failure, now: Instant) -> Result<(), Deaf> {
+    async fn failed(&mut self, about: About, failure: &Failure, now: Instant) -> Result<(), Deaf> {
         self.failures += 1;
         if matches!(failure.fault, Fault::Unauthorized(_)) {
             self.api.renew();
@@ -263,7 +306,7 @@ impl Lookup {
         let doubled = self.delay.saturating_mul(1 << self.failures.min(16)).min(self.max_delay);
         let delay = doubled.mul_f64(0.5 + fastrand::f64() / 2.0).max(failure.retry_after.unwrap_or_default());
         self.not_before = self.not_before.max(now + delay);
-        self.queue.push_back(address);
+        self.queue.push_back(about);
         let (state, reason) = (failure.fault.state(), failure.fault.to_string().into());
         if self.health.state != state || self.health.reason.as_ref() != Some(&reason) {
             tracing::warn!(%reason, "peers can't be looked up by address and stay unknown");
@@ -332,7 +375,9 @@ async fn is_same(api: &Api, known: &[Known]) -> Result<bool, Failure> {
     for Known { key, uid, version } in known {
         let (path, name) = match key.kind {
             Kind::Node => (Resource::nodes().path(None), &key.name.name),
-            _ => (Resource::pods().path(Some(&key.name.namespace)), &key.name.name),
+            Kind::Pod => (Resource::pods().path(Some(&key.name.namespace)), &key.name.name),
+            // Slices come and go with endpoints, and a list of a few is as cheap.
+            _ => return Ok(false),
         };
         let text = match api.get_metadata(&path, name).await {
             Ok(text) => text,
@@ -383,6 +428,19 @@ async fn ask(api: &Api, address: IpAddr, fetch_nodes: bool) -> Result<Vec<(Known
         found.extend(applied(&nodes, item));
     }
     Ok(found)
+}
+
+/// The EndpointSlices of a Service.
+async fn endpoints(api: &Api, service: &Name) -> Result<Vec<(Known, Applied)>, Failure> {
+    let slices = Resource::endpoint_slices();
+    let params = ListParams {
+        label_selector: Some(format!("kubernetes.io/service-name={}", service.name)),
+        resource_version: Some("0".to_owned()),
+        ..ListParams::default()
+    };
+    let text = api.list(&slices.path(Some(&service.namespace)), &params).await?;
+    let page: Page<'_> = serde_json::from_str(&text).map_err(|e| Fault::Unreadable(e.to_string()))?;
+    Ok(page.items.into_iter().flatten().filter_map(|item| applied(&slices, item)).collect())
 }
 
 fn applied(resource: &Resource, item: &RawValue) -> Option<(Known, Applied)> {

@@ -22,7 +22,7 @@ mod target;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kube::core::params::ListParams;
 use tokio::sync::{Notify, mpsc};
@@ -52,6 +52,7 @@ pub struct Source {
 
 const CHANGES: usize = 1024;
 const REPORTS: usize = 256;
+const FIRST_CONTACT: Duration = Duration::from_secs(2);
 const DISCOVERY: WatchId = 0;
 const LOOKUPS: WatchId = 1;
 const FIRST: WatchId = 2;
@@ -108,6 +109,8 @@ impl Supervisor {
 
     async fn run(mut self) {
         self.say(DISCOVERY, News::Health(self.health.clone())).await;
+        // One connection first, which all watches can share then.
+        drop(tokio::time::timeout(FIRST_CONTACT, self.shared.api.discover("/api", "application/json", None)).await);
         for target in built_in(&self.shared.settings) {
             self.follow(target).await;
         }
@@ -166,6 +169,7 @@ impl Supervisor {
             tracing::info!(nodes = counted, most, "too many nodes to watch all of them; others are fetched when met");
         }
         self.follow(Target::nodes(only)).await;
+        self.follow(Target::slices(only.map(|_| &*settings.services))).await;
         Ok(())
     }
 

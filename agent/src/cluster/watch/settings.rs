@@ -9,8 +9,12 @@ use weir_engine::cluster::Kind;
 pub struct Settings {
     /// Which pods are watched.
     pub pods: Pods,
-    /// Which nodes are watched.
+    /// Which nodes are watched. With not all of them, EndpointSlices are only watched of [`Settings::services`], and of other
+    /// Services looked up when they are dialled: each start of a pod changes one, so that all agents' watches of all of them
+    /// would grow with nodes × pods.
     pub nodes: Nodes,
+    /// Label selector of the EndpointSlices that are always watched.
+    pub services: String,
     /// Pods that many flows lead to, watched wherever they run. Of no use with [`Pods::All`].
     pub ends: Vec<Ends>,
     /// ConfigMaps read, each by name or label in one namespace. No other ConfigMap is ever asked for.
@@ -127,6 +131,7 @@ impl Settings {
         Self {
             pods: Pods::All,
             nodes: Nodes::All,
+            services: "kubernetes.io/service-name in (kubernetes,kube-dns,istiod)".to_owned(),
             ends: well_known(),
             config_maps: vec![ConfigMaps {
                 namespace: "istio-system".to_owned(),

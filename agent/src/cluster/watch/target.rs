@@ -48,6 +48,10 @@ impl Resource {
         Self::new(Kind::Node, "", "nodes")
     }
 
+    pub(super) fn endpoint_slices() -> Self {
+        Self::new(Kind::EndpointSlice, "discovery.k8s.io", "endpointslices")
+    }
+
     pub(super) fn api_version(&self) -> String {
         if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
     }
@@ -79,6 +83,11 @@ impl Target {
         Self { fields, ..Self::all_of(Resource::nodes(), true) }
     }
 
+    /// All EndpointSlices, or those of some Services.
+    pub(super) fn slices(only: Option<&str>) -> Self {
+        Self { labels: only.map(str::to_owned), ..Self::all_of(Resource::endpoint_slices(), true) }
+    }
+
     pub(super) fn path(&self) -> String {
         self.resource.path(self.namespace.as_deref())
     }
@@ -106,7 +115,6 @@ pub(super) fn built_in(settings: &Settings) -> Vec<Target> {
     let mut targets = vec![
         Target::all_of(Resource::new(Kind::Namespace, "", "namespaces"), true),
         Target::all_of(Resource::new(Kind::Service, "", "services"), true),
-        Target::all_of(Resource::new(Kind::EndpointSlice, "discovery.k8s.io", "endpointslices"), true),
         Target::all_of(Resource::new(Kind::NetworkPolicy, "networking.k8s.io", "networkpolicies"), true),
         Target::all_of(
             Resource::new(
@@ -118,8 +126,10 @@ pub(super) fn built_in(settings: &Settings) -> Vec<Target> {
         ),
     ];
     match &settings.nodes {
-        Nodes::All => targets.push(Target::nodes(None)),
-        Nodes::Only(name) => targets.push(Target::nodes(Some(name))),
+        Nodes::All => targets.extend([Target::nodes(None), Target::slices(None)]),
+        Nodes::Only(name) => {
+            targets.extend([Target::nodes(Some(name)), Target::slices(Some(&settings.services))]);
+        }
         // Known when they have been counted.
         Nodes::UpTo(..) => {}
     }
