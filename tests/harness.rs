@@ -165,23 +165,26 @@ fn far_nodes_answer_as_told() -> Result<()> {
     let flows: Vec<Flow> =
         [tcp, udp].into_iter().map(|flow| Flow { to: far_pod.clone(), via_service: None, ..flow }).collect();
     let unreachable = Outcome::Unreachable(nix::errno::Errno::EHOSTUNREACH);
-    for (answer, tcp, udp) in [
-        (FarAnswer::Discard, Outcome::GaveUp, Outcome::NoReply),
-        (FarAnswer::Closed, Outcome::Refused, Outcome::Refused),
-        // UDP sockets are told of port and protocol errors only (net/ipv4/udp.c: __udp4_lib_err, not "harderr").
-        (FarAnswer::Unreachable, unreachable, Outcome::NoReply),
-        (FarAnswer::Serve, Outcome::Established, Outcome::Replied),
+    let prohibited = Outcome::Failed(nix::errno::Errno::EACCES);
+    for (answer, in_v4, in_v6) in [
+        (FarAnswer::Discard, [Outcome::GaveUp, Outcome::NoReply], [Outcome::GaveUp, Outcome::NoReply]),
+        (FarAnswer::Closed, [Outcome::Refused; 2], [Outcome::Refused; 2]),
+        // UDP sockets are not told of an unreachable host (net/ipv4/icmp.c: icmp_err_convert, not fatal), but are of
+        // what is prohibited, by another error in each family (also net/ipv6/icmp.c: icmpv6_err_convert).
+        (FarAnswer::Unreachable, [unreachable, Outcome::NoReply], [unreachable, Outcome::NoReply]),
+        (FarAnswer::Prohibited, [unreachable; 2], [prohibited; 2]),
+        (FarAnswer::Serve, [Outcome::Established, Outcome::Replied], [Outcome::Established, Outcome::Replied]),
     ] {
         let far = vec![("node-b".to_owned(), answer)];
         let mesh = Mesh::with(&fixture.cluster, &flows, &MeshOptions { far })?;
-        for family in [Family::V4, Family::V6] {
+        for (family, expected) in [(Family::V4, in_v4), (Family::V6, in_v6)] {
             let before = mesh.far_packets();
             // Long enough for a second answer, if the first comes while connect() still holds the socket.
             let timeout = Duration::from_millis(2500);
             let options = DriveOptions { family: Some(family), timeout, ..DriveOptions::default() };
             let results = mesh.drive(&flows, &options)?;
             let outcomes: Vec<Outcome> = results.iter().map(|result| result.outcome).collect();
-            ensure!(outcomes == [tcp, udp], "{answer:?} in {family:?}: {outcomes:?}");
+            ensure!(outcomes == expected, "{answer:?} in {family:?}: {outcomes:?}");
             ensure!(mesh.far_packets() >= before + 2, "the packets did not leave");
         }
     }
@@ -189,7 +192,7 @@ fn far_nodes_answer_as_told() -> Result<()> {
 }
 
 #[test]
-fn a_closed_port_is_refused_and_a_new_server_answers() -> Result<()> {
+fn servers_and_links_can_fail() -> Result<()> {
     let fixture = scenario("01-sidecar-injection")?;
     let mesh = Mesh::up(&fixture)?;
     let flow = fixture.flows.iter().find(|flow| flow.protocol == Protocol::Tcp && flow.via_service.is_some());
@@ -200,6 +203,13 @@ fn a_closed_port_is_refused_and_a_new_server_answers() -> Result<()> {
     ensure!(outcome()? == Outcome::Refused, "{:?}", outcome());
     mesh.listen(&flow.to, flow.protocol, flow.port)?;
     ensure!(outcome()? == Outcome::Established);
+    mesh.stall(&flow.to, flow.port)?;
+    ensure!(outcome()? == Outcome::GaveUp, "a full queue answered");
+    let (node, device) = mesh.node_side(&flow.to)?;
+    mesh.stop_listening(&flow.to, flow.protocol, flow.port)?;
+    mesh.listen(&flow.to, flow.protocol, flow.port)?;
+    node.ip(&format!("link set {device} down\n"))?;
+    ensure!(!outcome()?.reachable(), "reached through a device that is down");
     Ok(())
 }
 

@@ -6,6 +6,10 @@
 //! bytes is reproducible.
 #![cfg_attr(target_arch = "bpf", no_std)]
 
+mod layout;
+
+pub use layout::{ABSENT, CONNTRACK_TUPLE, Layout};
+
 /// Which struct follows the header.
 pub mod kind {
     /// [`super::AttemptStart`]: a TCP socket went CLOSE → SYN_SENT.
@@ -184,7 +188,8 @@ pub struct PacketDrop {
     pub socket: u64,
     /// Kernel address of the drop.
     pub location: u64,
-    /// Packets dropped with the same key since the last event of that key, this one included.
+    /// Packets dropped with the same key (everything here but the source port) since the last event of that key on this
+    /// CPU, this one included.
     pub count: u64,
     /// `enum skb_drop_reason` of the running kernel, subsystem in the high 16 bits; see [`drop_flags::REASON`].
     pub reason: u32,
@@ -202,7 +207,7 @@ pub struct PacketDrop {
 
 /// Bits of [`UdpEnd::flags`].
 pub mod udp_flags {
-    /// At least one datagram was delivered to the socket.
+    /// At least one datagram was delivered to the socket after it was connected.
     pub const REPLIED: u8 = 1;
 }
 
@@ -224,6 +229,9 @@ pub struct UdpEnd {
     pub flags: u8,
     /// Zero.
     pub padding: [u8; 7],
+    /// `bpf_ktime_get_ns` when the socket was created, nanoseconds; 0 if that was not seen. A socket that lived for an
+    /// instant was only asked for a route and says nothing about replies.
+    pub created: u64,
     /// Who released the socket.
     pub owner: Owner,
 }
@@ -234,11 +242,11 @@ pub mod counter {
     pub const LOST_EVENTS: u32 = 0;
     /// Events written.
     pub const EVENTS: u32 = 1;
-    /// Drops looked at that were not ours (other ports, other flags, normal frees).
-    pub const DROPS_IGNORED: u32 = 2;
+    /// Drops counted into a later event of their key instead of having one of their own: nothing is lost but time.
+    pub const AGGREGATED_DROPS: u32 = 2;
     /// Attempts that could not be remembered because the map was full.
     pub const LOST_ATTEMPTS: u32 = 3;
-    /// Drop events held back by the per-CPU token bucket.
+    /// Drops with a new key that the per-CPU token bucket held back: a pair may have gone unseen.
     pub const SUPPRESSED_DROPS: u32 = 4;
     /// Number of counters.
     pub const COUNT: u32 = 5;
@@ -333,7 +341,8 @@ plain! {
     AttemptEnd = 16 + 40 + 8 + 8 + 8 + 4 + 2 + 4 + 6,
     Accepted = 16 + 40 + 8,
     PacketDrop = 16 + 40 + 40 + 8 + 8 + 8 + 12 + 4,
-    UdpEnd = 16 + 40 + 8 + 8 + 8 + 32,
+    UdpEnd = 16 + 40 + 8 + 8 + 8 + 8 + 32,
+    Layout = 30 * 4,
 }
 
 /// The bytes of a plain struct, for recordings and tests.

@@ -1,5 +1,72 @@
-//! Weir's probes.
+//! Weir's probes: entry points only. Each hook has a file of its own that says what it sees and why it was chosen.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod emit;
+#[cfg(target_arch = "bpf")]
+mod kernel;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod packet;
+#[cfg(target_arch = "bpf")]
+mod packet_drop;
+#[cfg(target_arch = "bpf")]
+mod reset_received;
+#[cfg(target_arch = "bpf")]
+mod syn_retransmit;
+#[cfg(target_arch = "bpf")]
+mod tcp_state;
+#[cfg(target_arch = "bpf")]
+mod udp_socket;
+
+#[cfg(target_arch = "bpf")]
+mod programs {
+    use aya_ebpf::{
+        macros::{btf_tracepoint, cgroup_sock},
+        programs::{BtfTracePointContext, SockContext},
+    };
+
+    use super::{packet_drop, reset_received, syn_retransmit, tcp_state, udp_socket};
+
+    #[btf_tracepoint(function = "inet_sock_set_state")]
+    fn tcp_state(ctx: BtfTracePointContext) -> i32 {
+        tcp_state::run(&ctx);
+        0
+    }
+
+    #[btf_tracepoint(function = "tcp_retransmit_skb")]
+    fn syn_retransmit(ctx: BtfTracePointContext) -> i32 {
+        syn_retransmit::run(&ctx);
+        0
+    }
+
+    #[btf_tracepoint(function = "tcp_receive_reset")]
+    fn reset_received(ctx: BtfTracePointContext) -> i32 {
+        reset_received::run(&ctx);
+        0
+    }
+
+    #[btf_tracepoint(function = "kfree_skb")]
+    fn packet_drop(ctx: BtfTracePointContext) -> i32 {
+        packet_drop::run(&ctx);
+        0
+    }
+
+    /// Any other value than 1 would refuse the socket.
+    #[cgroup_sock(sock_create)]
+    fn udp_create(ctx: SockContext) -> i32 {
+        udp_socket::created(&ctx);
+        1
+    }
+
+    /// Any other value than 1 is an error of the kernel's making.
+    #[cgroup_sock(sock_release)]
+    fn udp_release(ctx: SockContext) -> i32 {
+        udp_socket::released(&ctx);
+        1
+    }
+}
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
@@ -9,3 +76,9 @@ fn main() {}
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
+
+/// Helpers such as `bpf_skc_to_tcp_sock` are offered to programs under a GPL-compatible licence only.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

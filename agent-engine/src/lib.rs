@@ -9,10 +9,14 @@
 pub mod attempt;
 pub mod cluster;
 pub mod engine;
+pub mod identity;
+pub mod ledger;
 pub mod observation;
 pub mod policy;
 pub mod requirement;
 pub mod snapshot;
+#[cfg(test)]
+mod testing;
 pub mod time;
 pub mod verdict;
 pub mod words;

@@ -1,3 +1,7 @@
 //! The agent: probes, cluster objects, outputs and command line around the pure engine.
 
+pub mod cli;
 pub mod cluster;
+pub mod outputs;
+pub mod probes;
+pub mod run;

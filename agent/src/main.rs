@@ -1,2 +1,7 @@
 //! `weir`.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    weir::cli::main()
+}

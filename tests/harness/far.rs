@@ -208,3 +208,41 @@ impl Back {
         builder.write(&mut reply, &answer).is_ok().then_some(reply)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn syn(v6: bool) -> Vec<u8> {
+        let step = if v6 {
+            PacketBuilder::ipv6([1; 16], [2; 16], TTL)
+        } else {
+            PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], TTL)
+        };
+        let mut packet = Vec::new();
+        step.tcp(40000, 15012, 99, 1000).syn().write(&mut packet, &[]).unwrap();
+        packet
+    }
+
+    #[test]
+    fn a_closed_port_resets_and_an_open_one_accepts() {
+        for v6 in [false, true] {
+            for (answer, syn_back) in [(FarAnswer::Closed, false), (FarAnswer::Serve, true)] {
+                let reply = reply(&syn(v6), answer).unwrap();
+                let Some(TransportSlice::Tcp(tcp)) = SlicedPacket::from_ip(&reply).unwrap().transport else { panic!() };
+                assert_eq!((tcp.source_port(), tcp.destination_port()), (15012, 40000));
+                assert_eq!((tcp.acknowledgment_number(), tcp.ack()), (100, true));
+                assert_eq!((tcp.syn(), tcp.rst()), (syn_back, !syn_back));
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_answers_a_discarded_packet_or_a_reset() {
+        assert_eq!(reply(&syn(false), FarAnswer::Discard), None);
+        let reset = reply(&syn(false), FarAnswer::Closed).unwrap();
+        assert_eq!(reply(&reset, FarAnswer::Closed), None);
+        let error = reply(&syn(false), FarAnswer::Unreachable).unwrap();
+        assert_eq!(reply(&error, FarAnswer::Unreachable), None, "an ICMP error is never answered by another");
+    }
+}

@@ -300,3 +300,40 @@ impl fmt::Display for Protocol {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fixture_can_be_read_and_is_consistent() -> Result<()> {
+        let fixtures = Fixture::load_all(&fixtures_dir())?;
+        assert!(fixtures.len() >= 17, "only {} fixtures", fixtures.len());
+        for fixture in &fixtures {
+            for flow in &fixture.flows {
+                for state in &fixture.states {
+                    let expected = flow.results.get(&state.name);
+                    let expected = expected.with_context(|| format!("{}: no {}", flow.id, state.name))?;
+                    let denied = expected.egress == Side::Denied || expected.ingress == Side::Denied;
+                    assert_eq!(expected.verdict == Verdict::Denied, denied, "{} {}", flow.id, state.name);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn ends_and_service_ports_are_told_from_rubbish() {
+        let end = |text: &str| serde_saphyr::from_str::<End>(text).ok();
+        assert_eq!(end("{pod: a/b}"), Some(End::Pod("a/b".to_owned())));
+        let ip = Some(IpAddr::from([10, 0, 0, 1]));
+        assert_eq!(end("{node: n, ip: 10.0.0.1}"), Some(End::Node { name: "n".to_owned(), ip }));
+        assert_eq!(end("{ip: 10.0.0.1}"), ip.map(End::Ip));
+        for rubbish in ["{}", "{pod: a/b, node: n}", "{ip: nowhere}"] {
+            assert_eq!(end(rubbish), None, "{rubbish}");
+        }
+        for rubbish in ["a/b", "a:53", "a/b:dns"] {
+            assert!(ServicePort::try_from(rubbish.to_owned()).is_err(), "{rubbish}");
+        }
+    }
+}

@@ -118,3 +118,35 @@ fn missing(addresses: &[String]) -> Option<String> {
         IpAddr::V6(_) => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_only_ipv4_gets_ipv6_and_the_rest_stays() {
+        let text = "
+{kind: Node, metadata: {name: node}, status: {addresses: [{type: InternalIP, address: 10.0.0.1}]}}
+---
+{kind: Pod, metadata: {name: p}, status: {podIP: 10.0.0.2}}
+---
+{kind: Pod, metadata: {name: q}, status: {podIP: 'fd00::2', podIPs: [{ip: 'fd00::2'}, {ip: 10.0.0.3}]}}
+---
+{kind: Service, metadata: {name: headless}, spec: {clusterIP: None}}
+---
+{kind: EndpointSlice, metadata: {name: s}, addressType: IPv4, endpoints: [{addresses: [192.0.2.1]}]}
+";
+        let mut objects = Objects::parse(text).unwrap();
+        add_ipv6(&mut objects);
+        let ips = |index: usize| -> Vec<String> {
+            let ips = objects.pods[index].status.as_ref().unwrap().pod_ips.as_ref().unwrap();
+            ips.iter().map(|entry| entry.ip.clone()).collect()
+        };
+        assert_eq!(ips(0), ["10.0.0.2", "fd77:6569:7200::a00:2"]);
+        assert_eq!(ips(1), ["fd00::2", "10.0.0.3"]);
+        assert_eq!(objects.nodes[0].status.as_ref().unwrap().addresses.as_ref().unwrap().len(), 2);
+        assert_eq!(objects.services[0].spec.as_ref().unwrap().cluster_ips, Some(vec!["None".to_owned()]));
+        assert_eq!(objects.slices[1].address_type, "IPv6");
+        assert_eq!(objects.slices[1].endpoints[0].addresses, ["fd77:6569:7200::c000:201"]);
+    }
+}

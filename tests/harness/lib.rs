@@ -5,6 +5,7 @@
 //! came of each. Everything is written from the Kubernetes specifications; no code of the engine is used, so that the
 //! two can be held against each other.
 
+pub mod agent;
 pub mod apiserver;
 pub mod clients;
 pub mod cni;
@@ -17,9 +18,11 @@ pub mod mesh;
 pub mod netns;
 pub mod objects;
 pub mod outcome;
+pub mod rehearsal;
 pub mod servers;
 pub mod topology;
 
+pub use agent::{Agent, AgentOptions};
 pub use clients::{Attempt, Attempted, Waiting};
 pub use cni::{Denials, Direction, Enforcement};
 pub use drive::DriveOptions;
@@ -29,3 +32,4 @@ pub use ipv6::Family;
 pub use mesh::{Mesh, MeshOptions};
 pub use objects::Objects;
 pub use outcome::{FlowResult, Outcome};
+pub use rehearsal::{Comparison, Rehearsal};

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Mutex;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::Value;
 
@@ -20,6 +20,7 @@ use crate::servers::Servers;
 use crate::topology::Topology;
 use crate::topology::plan::{Host, Plan, ServerPlan};
 use crate::topology::services::Services;
+use crate::topology::wiring::pod_device;
 
 /// A running mesh. Dropping it stops the servers and removes every namespace.
 #[derive(Debug)]
@@ -124,6 +125,20 @@ impl Mesh {
     /// Stops the server on a port: it is closed from then on. Says whether there was one.
     pub fn stop_listening(&self, end: &End, protocol: Protocol, port: u16) -> Result<bool> {
         Ok(self.servers.stop(&ServerPlan { host: self.host(end)?, protocol, port }))
+    }
+
+    /// Makes a TCP port one whose server does not accept and whose queue is full: each SYN is lost there.
+    pub fn stall(&self, end: &End, port: u16) -> Result<()> {
+        self.servers.stall(&self.topology, ServerPlan { host: self.host(end)?, protocol: Protocol::Tcp, port })
+    }
+
+    /// The namespace of a pod's node and the name of the pod's device in it: where network plugins put their programs
+    /// and rules.
+    pub fn node_side(&self, pod: &End) -> Result<(&Netns, String)> {
+        let Host::Pod(index) = self.host(pod)? else { bail!("{pod} has no device of its own") };
+        let node = self.topology.plan.pods[index].node;
+        let namespace = self.topology.namespace(Host::Node(node)).with_context(|| format!("{pod} is far"))?;
+        Ok((namespace, pod_device(index)))
     }
 
     /// All namespaces with the names of their hosts (`namespace/pod`, `node NAME`, `outside`).

@@ -223,3 +223,20 @@ fn started(pid: u32) -> Option<u64> {
     }
     fields.get(19)?.parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_ended_processes_are_leftovers() {
+        let run = RunId::new().unwrap();
+        assert!(!is_leftover(&run.name("node-a")), "this process runs");
+        let pid = std::process::id();
+        assert!(is_leftover(&format!("weir-{pid}-1-0.node-a")), "the number was used before this process");
+        for other in ["weir", "weir-", "weir-x-1-0.a", "cni-1234", "blue"] {
+            assert!(!is_leftover(other), "{other} is not ours");
+        }
+        assert_ne!(run.as_str(), RunId::new().unwrap().as_str());
+    }
+}

@@ -120,3 +120,29 @@ fn json<T: serde::Serialize>(object: &T) -> Value {
     // k8s-openapi writes plain maps with string keys; nothing in them can fail to become JSON.
     serde_json::to_value(object).expect("a Kubernetes object is JSON")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_of_two_equal_keys_counts() {
+        let text = "kind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  ingress: [{}]\n  ingress: []\n";
+        let objects = Objects::parse(text).unwrap();
+        assert_eq!(objects.policies[0].spec.as_ref().unwrap().ingress, Some(Vec::new()));
+    }
+
+    #[test]
+    fn comments_empty_documents_and_lists() {
+        let text = "# nothing\n---\n---\nkind: List\nitems: [{kind: Pod, metadata: {name: a}}]\n---\nkind: Gateway\n";
+        let objects = Objects::parse(text).unwrap();
+        assert_eq!((objects.pods.len(), objects.other.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        let error = Objects::parse("kind: Pod\nmetadata: {name: a}\n---\nkind: Pod\nmetadata: {name: b, labels: 7}\n");
+        let error = format!("{:#}", error.unwrap_err());
+        assert!(error.contains("document 2") && error.contains("object b"), "{error}");
+    }
+}

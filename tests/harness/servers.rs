@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -49,8 +49,8 @@ impl Servers {
         }
         std::thread::scope(|scope| {
             let starting: Vec<_> = by_host
-                .into_iter()
-                .map(|(_, list)| {
+                .into_values()
+                .map(|list| {
                     let servers = &servers;
                     scope.spawn(move || list.into_iter().try_for_each(|server| servers.listen(topology, server)))
                 })
@@ -92,20 +92,31 @@ impl Servers {
         true
     }
 
+    /// Replaces a TCP server by one that never accepts and whose queue is full: the kernel drops each SYN without a
+    /// word (`ListenOverflows`). [`Servers::stop`] closes it.
+    pub fn stall(&self, topology: &Topology, server: ServerPlan) -> Result<()> {
+        ensure!(server.protocol == Protocol::Tcp, "only TCP servers have a queue");
+        self.stop(&server);
+        let namespace = topology.namespace(server.host).context("a far host has no servers")?;
+        let held = namespace.run(|| {
+            let socket = listening(server.port, 0)?;
+            // A queue of length 0 holds one connection and is full then (include/net/sock.h: sk_acceptq_is_full).
+            Ok((socket, std::net::TcpStream::connect((Ipv6Addr::LOCALHOST, server.port))?))
+        })?;
+        let task = self.spawn(async move {
+            let _held = held;
+            std::future::pending::<()>().await;
+        })?;
+        self.running().insert(server, vec![task]);
+        Ok(())
+    }
+
     fn running(&self) -> std::sync::MutexGuard<'_, BTreeMap<ServerPlan, Vec<AbortHandle>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tcp(&self, namespace: &Netns, port: u16, name: String) -> Result<AbortHandle> {
-        let listener = namespace.run(|| {
-            let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
-            socket.set_only_v6(false)?;
-            socket.set_reuse_address(true)?;
-            socket.set_nonblocking(true)?;
-            socket.bind(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port).into())?;
-            socket.listen(BACKLOG)?;
-            Ok(std::net::TcpListener::from(socket))
-        })?;
+        let listener = namespace.run(|| listening(port, BACKLOG))?;
         let greeting: Arc<[u8]> = format!("{name}\n").into_bytes().into();
         self.spawn(async move {
             let Ok(listener) = TcpListener::from_std(listener) else { return };
@@ -161,6 +172,17 @@ impl Drop for Servers {
             runtime.shutdown_timeout(Duration::from_secs(2));
         }
     }
+}
+
+/// A socket of both families that listens in the calling thread's namespace.
+fn listening(port: u16, backlog: i32) -> Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+    socket.set_only_v6(false)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port).into())?;
+    socket.listen(backlog)?;
+    Ok(socket.into())
 }
 
 /// The addresses that a host's UDP servers bind, one socket each: an answer must leave from the address that was asked.

@@ -1,2 +1,53 @@
-//! Development tasks.
-fn main() {}
+//! Development tasks: what cargo cannot do. One file per subcommand; `Task` below is the whole table.
+
+mod build_ebpf;
+mod conformance;
+mod demo;
+mod setup;
+mod test;
+mod tidy;
+mod tools;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Development tasks of Weir.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what building and testing need (as root on Debian and Ubuntu; elsewhere print the commands).
+    Setup(setup::Setup),
+    /// Build the probes for the kernel and put them where the agent's build embeds them.
+    BuildEbpf(build_ebpf::BuildEbpf),
+    /// Show the main job: a mini-mesh under default-deny, the agent beside it, real connections.
+    Demo(demo::Demo),
+    /// Run every test that this machine can run (as root).
+    Test(test::Test),
+    /// Hold the policy engine against published cases and fixtures.
+    Conformance(conformance::Conformance),
+    /// Check the house rules that no other tool checks.
+    Tidy(tidy::Tidy),
+}
+
+/// Exit codes: 0 done, 1 findings, 2 could not be done.
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Setup(task) => task.run(),
+        Task::BuildEbpf(task) => task.run(),
+        Task::Demo(task) => task.run(),
+        Task::Test(task) => task.run(),
+        Task::Conformance(task) => task.run(),
+        Task::Tidy(task) => task.run(),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(2)
+    })
+}

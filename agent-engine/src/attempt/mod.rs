@@ -1,11 +1,17 @@
 //! One connection attempt, joined from everything that was seen of it.
 
+mod decide;
+mod open;
 mod outcome;
+mod table;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
 pub use outcome::Outcome;
 use serde::{Deserialize, Serialize};
+pub use table::Attempts;
 
 use crate::observation::{DropClass, Owner, Tuple};
 use crate::time::Time;
@@ -58,6 +64,8 @@ pub struct Attempt {
     pub netns: u32,
     /// Time to ESTABLISHED.
     pub latency: Option<Duration>,
+    /// The destination's listener was seen to accept it.
+    pub accepted: bool,
 }
 
 impl Attempt {

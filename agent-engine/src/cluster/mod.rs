@@ -295,6 +295,19 @@ impl Cluster {
         self.pods.get(name).map(|p| &**p)
     }
 
+    /// All pods, and all templates even where their workload has pods.
+    pub(crate) fn all_pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values().map(|p| &**p)
+    }
+
+    pub(crate) fn policies_by_name(&self) -> impl Iterator<Item = &Name> {
+        self.policies.keys()
+    }
+
+    pub(crate) fn shared_pod(&self, name: &Name) -> Option<&Arc<Pod>> {
+        self.pods.get(name)
+    }
+
     /// The pod that has an address of its own: never a hostNetwork pod, one that runs before one that ended,
     /// and the younger of two.
     #[must_use]

@@ -1,61 +1,84 @@
 //! The engine: wiring only. Inputs with their time in, transitions and snapshots out.
 
+mod attribute;
+mod input;
 mod settings;
+#[cfg(test)]
+mod tests;
+mod view;
 
-use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use attribute::{Attribution, World};
+pub use input::Input;
 pub use settings::{Settings, WATCHED_PORTS};
 
-use crate::cluster::{Cluster, Key, Object, ObjectError, Origin};
+use crate::attempt::{Attempt, Attempts, Outcome};
+use crate::cluster::{Change, Cluster, Key, Kind, Object, ObjectError, Origin};
+use crate::identity::{Identity, Peer};
+use crate::ledger::{Dirty, Ledger, NO_FLOW, Spans, is_policy};
 use crate::observation::Observation;
-use crate::policy::Policies;
+use crate::policy::{Endpoint, Policies};
+use crate::requirement::{Catalogue, Pair, PortSource, Resolver, Role};
+use crate::snapshot::Edit;
 pub use crate::snapshot::{Snapshot, Transition};
 pub use crate::time::Time;
 
-/// Everything that can enter the engine. A recording is a list of `(Time, Input)`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "input", rename_all = "kebab-case")]
-pub enum Input {
-    /// An object was added or replaced.
-    Apply {
-        /// As Kubernetes writes it.
-        object: serde_json::Value,
-        /// Where it came from.
-        origin: Origin,
-    },
-    /// An object is gone.
-    Delete {
-        /// Which one.
-        key: Key,
-    },
-    /// The kernel did something.
-    Observe(Observation),
-    /// Events were lost on the way.
-    Lost {
-        /// Where: `ring-buffer`, `channel`, …
-        stage: String,
-        /// How many, since the last time.
-        count: u64,
-    },
-    /// All initial objects have been applied.
-    Synced,
-    /// Time went by.
-    Timeout,
-}
+/// Changes of objects are taken together: judging once for all of them.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+/// How often ageing is looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// Edits remembered between two judgements.
+const MAX_EDITS: usize = 4_096;
 
 /// The pure core's state. One task owns it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Engine {
     settings: Settings,
     cluster: Cluster,
     policies: Policies,
+    identity: Identity,
+    resolver: Resolver,
+    attempts: Attempts,
+    ledger: Ledger,
+    dirty: Dirty,
+    /// When what is dirty is judged.
+    judge_at: Option<Time>,
+    tick_at: Option<Time>,
+    /// Attempts that wait until what is dirty has been judged.
+    queue: VecDeque<Attempt>,
+    queue_overflow: u64,
     synced: bool,
 }
 
 impl Engine {
-    /// An engine that knows nothing yet.
+    /// An engine with the built-in catalogue that knows no object yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, cluster: Cluster::default(), policies: Policies::default(), synced: false }
+        Self::with_catalogue(settings, Catalogue::built_in())
+    }
+
+    /// An engine with another catalogue.
+    #[must_use]
+    pub fn with_catalogue(settings: Settings, catalogue: Catalogue) -> Self {
+        let spans = Spans { window: settings.window, grace: settings.grace, wall_offset_ns: settings.wall_offset_ns };
+        Self {
+            cluster: Cluster::default(),
+            policies: Policies::new(settings.profile),
+            identity: Identity::default(),
+            resolver: Resolver::new(catalogue, settings.max_learnt),
+            attempts: Attempts::new(settings.max_attempts),
+            ledger: Ledger::new(spans, settings.max_pairs, settings.max_transitions),
+            dirty: Dirty::default(),
+            judge_at: None,
+            tick_at: None,
+            queue: VecDeque::new(),
+            queue_overflow: 0,
+            synced: false,
+            settings,
+        }
     }
 
     /// Takes in one input.
@@ -75,40 +98,102 @@ impl Engine {
     }
 
     /// Adds or replaces an object; the same as [`Input::Apply`].
-    pub fn apply(&mut self, _now: Time, object: Object, origin: Origin) {
-        let change = self.cluster.apply(object, origin);
-        self.policies.update(&self.cluster, &change);
+    pub fn apply(&mut self, now: Time, object: Object, origin: Origin) {
+        self.handle_timeout(now);
+        let key = object.key();
+        let pod = self.cluster.shared_pod(&key.name).filter(|_| key.kind == Kind::Pod).cloned();
+        let policy =
+            self.cluster.policy(&key.name).filter(|_| key.kind == Kind::NetworkPolicy).map(|p| p.object.clone());
+        let change = self.cluster.apply(object, origin.clone());
+        // An object that says the same as before, as resyncs and re-read files have them, is no edit.
+        let same_pod = pod.as_deref().is_some_and(|old| self.cluster.pod(&key.name) == Some(old));
+        let same_policy = policy.is_some_and(|old| self.cluster.policy(&key.name).is_some_and(|p| p.object == old));
+        if same_pod || same_policy {
+            return;
+        }
+        if let Some(old) = pod {
+            self.dirty.workloads.insert(old.workload.clone());
+        }
+        self.follow(now, &change, &key, origin);
     }
 
     /// Removes an object; the same as [`Input::Delete`].
-    pub fn delete(&mut self, _now: Time, key: &Key) {
+    pub fn delete(&mut self, now: Time, key: &Key) {
+        self.handle_timeout(now);
+        let origin = self.cluster.policy(&key.name).map(|p| p.origin.clone()).filter(|_| is_policy(key.kind));
+        if let Some(pod) = self.cluster.pod(&key.name).filter(|_| key.kind == Kind::Pod) {
+            self.dirty.workloads.insert(pod.workload.clone());
+        }
         let change = self.cluster.delete(key);
-        self.policies.update(&self.cluster, &change);
+        self.follow(now, &change, key, origin.unwrap_or_default());
     }
 
     /// Takes in what the kernel did; the same as [`Input::Observe`].
-    pub fn observe(&mut self, _now: Time, _observation: &Observation) {}
+    pub fn observe(&mut self, now: Time, observation: &Observation) {
+        self.handle_timeout(now);
+        match observation {
+            Observation::AttemptStart(o) => self.attempts.start(o),
+            Observation::Retransmit(o) => self.attempts.retransmit(o),
+            Observation::AttemptEnd(o) => self.attempts.end(now, o),
+            Observation::Accepted(o) => self.attempts.accepted(o),
+            Observation::Drop(o) => {
+                self.ledger.counters.dropped(o, self.settings.max_drop_series);
+                self.attempts.dropped(now, o);
+            }
+            Observation::UdpEnd(o) => self.attempts.udp_end(o),
+        }
+        self.drain(now);
+    }
 
     /// Events were lost; the same as [`Input::Lost`].
-    pub fn lost(&mut self, _now: Time, _stage: &str, _count: u64) {}
+    pub fn lost(&mut self, now: Time, stage: &str, count: u64) {
+        self.ledger.lost(stage, count, now);
+        self.handle_timeout(now);
+        self.ledger.tick(now);
+    }
 
-    /// All initial objects are in; the same as [`Input::Synced`].
-    pub fn synced(&mut self, _now: Time) {
-        self.synced = true;
+    /// All initial objects are in; the same as [`Input::Synced`]. From here on pairs have states.
+    pub fn synced(&mut self, now: Time) {
+        if !self.synced {
+            self.synced = true;
+            self.dirty.topology = true;
+            self.dirty.all = true;
+            self.dirty.edits.clear();
+            self.ledger.synced();
+            self.judge(now);
+            self.tick_at = Some(now.plus(TICK));
+        }
+        self.handle_timeout(now);
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
-        None
+        let judge_at = self.judge_at.filter(|_| self.synced);
+        [self.attempts.poll_timeout(), judge_at, self.tick_at].into_iter().flatten().min()
     }
 
     /// Time went by; the same as [`Input::Timeout`].
-    pub fn handle_timeout(&mut self, _now: Time) {}
+    pub fn handle_timeout(&mut self, now: Time) {
+        self.attempts.handle_timeout(now);
+        self.drain(now);
+        if self.synced && self.judge_at.is_some_and(|at| at <= now) {
+            self.judge(now);
+        }
+        if self.tick_at.is_some_and(|at| at <= now) {
+            self.identity.expire(now);
+            if self.resolver.expire(now, self.settings.learnt_for) {
+                self.dirty.topology = true;
+                self.judge_at = self.judge_at.or(Some(now));
+            }
+            self.ledger.tick(now);
+            self.tick_at = Some(now.plus(TICK));
+        }
+    }
 
     /// The next change of a pair's state.
     pub fn poll_transition(&mut self) -> Option<Transition> {
-        None
+        self.ledger.poll_transition()
     }
 
     /// The objects known.
@@ -123,31 +208,192 @@ impl Engine {
         &self.policies
     }
 
+    /// The catalogue, the pods' roles, and what was learnt.
+    #[must_use]
+    pub fn resolver(&self) -> &Resolver {
+        &self.resolver
+    }
+
+    /// Whose an address is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The pairs, as last judged.
+    pub fn pairs(&self) -> impl Iterator<Item = &Pair> {
+        self.ledger.entries().map(|e| &e.pair)
+    }
+
     /// The settings it was made with.
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Everything, as of `now`.
-    #[must_use]
-    pub fn snapshot(&self, now: Time) -> Snapshot {
-        Snapshot {
-            version: crate::snapshot::VERSION,
-            at: now,
-            at_unix_ns: 0,
-            synced: self.synced,
-            pairs: Vec::new(),
-            counts: Vec::new(),
-            attempts: Vec::new(),
-            drops: Vec::new(),
-            latencies: Vec::new(),
-            lost: Vec::new(),
-            objects: Vec::new(),
-            overflow: crate::snapshot::Overflow::default(),
-            pending_attempts: 0,
-            unattributed_attempts: 0,
-            transitions: Vec::new(),
+    fn follow(&mut self, now: Time, change: &Change, key: &Key, origin: Origin) {
+        let deleted = match change {
+            Change::None => return,
+            Change::Applied(_) => false,
+            Change::Deleted(_) => true,
+        };
+        self.policies.update(&self.cluster, change);
+        self.identity.update(&self.cluster, change, now);
+        self.dirty.topology |= self.resolver.update(&self.cluster, change);
+        match key.kind {
+            Kind::NetworkPolicy => drop(self.dirty.namespaces.insert(key.name.namespace.clone())),
+            Kind::Pod => {
+                if let Some(pod) = self.cluster.pod(&key.name) {
+                    self.dirty.workloads.insert(pod.workload.clone());
+                }
+            }
+            Kind::Namespace | Kind::Node => self.dirty.all = true,
+            kind if is_policy(kind) => self.dirty.all = true,
+            _ => {}
+        }
+        if self.synced && self.dirty.edits.len() < MAX_EDITS {
+            let at_unix_ns = crate::ledger::unix_ns(now, self.settings.wall_offset_ns);
+            self.dirty.edits.push(Edit { object: key.clone(), deleted, origin, at: now, at_unix_ns });
+        }
+        if !self.dirty.is_empty() {
+            self.judge_at = self.judge_at.or(Some(now.plus(DEBOUNCE)));
         }
     }
+
+    /// Resolves and judges what is dirty, then attributes what waited for it.
+    fn judge(&mut self, now: Time) {
+        let dirty = std::mem::take(&mut self.dirty);
+        self.judge_at = None;
+        let (cluster, settings) = (&self.cluster, &self.settings);
+        let pairs = dirty.topology.then(|| {
+            let mut pairs = self.resolver.resolve(cluster, &self.identity);
+            pairs.retain(|_, pair| settings.nodes.is_empty() || touches_node(cluster, &settings.nodes, pair));
+            pairs
+        });
+        self.ledger.update(now, cluster, &self.policies, pairs, &dirty, |pair| observable(cluster, settings, pair));
+        self.drain(now);
+    }
+
+    /// Attributes attempts, unless objects have changed that may say whose they are: then they wait for these to be judged.
+    fn drain(&mut self, now: Time) {
+        while let Some(attempt) = self.attempts.poll() {
+            self.queue.push_back(attempt);
+            if self.queue.len() > self.settings.max_attempts {
+                self.queue.pop_front();
+                self.queue_overflow += 1;
+            }
+        }
+        while self.synced && self.dirty.is_empty() {
+            let Some(attempt) = self.queue.pop_front() else { break };
+            self.attribute(now, attempt);
+        }
+    }
+
+    fn attribute(&mut self, now: Time, attempt: Attempt) {
+        let world = World { cluster: &self.cluster, identity: &self.identity, ledger: &self.ledger };
+        let established = attempt.outcome == Outcome::Established;
+        let mut flow: Arc<str> = NO_FLOW.into();
+        match world.attribute(&attempt) {
+            Attribution::Local => {}
+            Attribution::Unknown { source, protocol, port } => {
+                self.ledger.counters.unattributed += u64::from(!attempt.provisional);
+                if let Some(source) = source {
+                    self.ledger.unattributed(now, &source, protocol, port);
+                }
+            }
+            Attribution::NoPair { source, destination, protocol, port } => {
+                let ends = (&source, &destination);
+                if self.resolver.learn(&self.cluster, ends, protocol, port, established, now) {
+                    // The pair that it belongs to comes with the next judgement.
+                    self.dirty.topology = true;
+                    self.judge_at = self.judge_at.or(Some(now.plus(DEBOUNCE)));
+                    self.queue.push_front(attempt);
+                    return;
+                }
+            }
+            Attribution::Pairs(targets) => {
+                if let Some(first) = targets.first() {
+                    flow = first.key.flow.clone();
+                }
+                let attempt = Arc::new(attempt.clone());
+                let denied = matches!(attempt.outcome, Outcome::Dropped | Outcome::Rejected);
+                let masked = established && self.is_masked(&attempt);
+                // That one of several backends fails says nothing about the others.
+                for target in targets.into_iter().filter(|t| !t.ambiguous || established || denied) {
+                    if masked && self.is_application(&target.key.flow) {
+                        continue;
+                    }
+                    self.resolver.seen(&target.key, now);
+                    let settled = self.settled(&target.instance.source, &target.candidates);
+                    let (cluster, policies) = (&self.cluster, &self.policies);
+                    let (key, candidates) = (&target.key, target.candidates);
+                    self.ledger.record(now, cluster, policies, key, target.instance, candidates, &attempt, settled);
+                }
+            }
+        }
+        if !attempt.provisional {
+            self.ledger.counters.attempt(&flow, attempt.outcome, attempt.latency);
+        }
+    }
+
+    /// A pod with a sidecar is connected to its own proxy, whatever it dialled (Istio's REDIRECT in the pod's OUTPUT chain): its
+    /// "established" says nothing about the destination. What does is a connection of the proxy itself (Envoy's threads are
+    /// `envoy` and `wrk:…`), or the destination's listener.
+    fn is_masked(&self, attempt: &Attempt) -> bool {
+        let is_proxy = attempt.owner.as_ref().is_none_or(|o| o.comm == "envoy" || o.comm.starts_with("wrk:"));
+        if attempt.accepted || is_proxy {
+            return false;
+        }
+        match self.identity.peer(&self.cluster, attempt.dialled.source, attempt.started) {
+            Peer::Pod { name, .. } => self.resolver.roles(&name).contains(&Role::Sidecar),
+            _ => false,
+        }
+    }
+
+    /// Whether a flow carries what applications dial.
+    fn is_application(&self, flow: &str) -> bool {
+        let from = self.resolver.catalogue().flow(flow).and_then(|r| r.port_from);
+        matches!(from, Some(PortSource::Application | PortSource::Service))
+    }
+
+    /// Until when the pods of an instance are too young for a disagreement to mean anything.
+    fn settled(&self, source: &Endpoint, destinations: &[Endpoint]) -> Time {
+        if self.settings.wall_offset_ns == 0 {
+            return Time(0);
+        }
+        let started = std::iter::once(source).chain(destinations).filter_map(|e| match e {
+            Endpoint::Pod { name, .. } => self.cluster.pod(name)?.started,
+            Endpoint::Node { .. } | Endpoint::Address(_) | Endpoint::External => None,
+        });
+        let youngest =
+            started.max().and_then(|s| s.checked_mul(1_000_000_000)?.checked_sub(self.settings.wall_offset_ns));
+        youngest.and_then(|ns| u64::try_from(ns).ok()).map_or(Time(0), |ns| Time(ns).plus(self.settings.grace))
+    }
+}
+
+/// Whether a pair has an end on one of these nodes: what happens elsewhere is another agent's to tell.
+fn touches_node(cluster: &Cluster, nodes: &[String], pair: &Pair) -> bool {
+    let ours = |node: &str| nodes.iter().any(|n| n == node);
+    let mut ends = pair.sources.iter().chain(pair.destinations.iter());
+    ends.any(|e| match e {
+        Endpoint::Pod { name, .. } => cluster.pod(name).and_then(|p| p.node.as_deref()).is_some_and(ours),
+        Endpoint::Node { name, .. } => ours(name),
+        Endpoint::Address(_) | Endpoint::External => false,
+    })
+}
+
+/// Whether attempts of a pair can be seen and told apart here.
+fn observable(cluster: &Cluster, settings: &Settings, pair: &Pair) -> Result<(), String> {
+    let port = pair.key.port;
+    if !settings.watched_ports.contains(&port) {
+        return Err(format!("port {port} is not watched"));
+    }
+    let on_host = |e: &Endpoint| match e {
+        Endpoint::Pod { name, .. } => cluster.pod(name).is_some_and(|p| p.host_network),
+        Endpoint::Node { .. } | Endpoint::Address(_) | Endpoint::External => false,
+    };
+    if !pair.sources.is_empty() && pair.sources.iter().all(on_host) {
+        return Err("the source shares its node's address with other processes".to_owned());
+    }
+    Ok(())
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::Profile;
+
 /// The ports watched unless told otherwise: DNS, API servers, webhooks, Istio's own, and the usual HTTP ports.
 pub const WATCHED_PORTS: [u16; 14] =
     [53, 80, 443, 6443, 8080, 8443, 15008, 15010, 15012, 15014, 15017, 15020, 15021, 15090];
@@ -22,6 +24,10 @@ pub struct Settings {
     pub watched_ports: Vec<u16>,
     /// Nodes whose traffic this agent's kernel sees; empty means all of them (a test kernel plays every node).
     pub nodes: Vec<String>,
+    /// Whose reading of the NetworkPolicy specification decides.
+    pub profile: Profile,
+    /// How long an end learnt from traffic is kept without being seen again.
+    pub learnt_for: Duration,
     /// Pairs kept at most.
     pub max_pairs: usize,
     /// Open attempts kept at most.
@@ -42,6 +48,8 @@ impl Default for Settings {
             wall_offset_ns: 0,
             watched_ports: WATCHED_PORTS.to_vec(),
             nodes: Vec::new(),
+            profile: Profile::default(),
+            learnt_for: Duration::from_secs(3_600),
             max_pairs: 20_000,
             max_attempts: 65_536,
             max_drop_series: 512,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::reasons::Reasons;
 use crate::words::{Direction, Name, Protocol};
 
 /// One end of a flow.
@@ -89,7 +90,7 @@ pub enum Side {
     /// Selected, and no rule admits.
     NotAdmitted {
         /// Every policy that selects the pod for this direction, nearest miss first.
-        selecting: Vec<Selecting>,
+        selecting: Reasons,
     },
     /// An admin policy denies in so many words; NetworkPolicies are not asked.
     DeniedBy {
@@ -145,7 +146,7 @@ pub enum Why {
     /// No port of the rule is this one.
     Port {
         /// What the rule opens, in this protocol.
-        opens: Vec<Ports>,
+        opens: Arc<[Ports]>,
         /// The pod port.
         pod_port: u16,
         /// Of the flow.
@@ -224,6 +225,13 @@ pub enum Why {
         /// `ipBlock.cidr`
         block: IpNet,
     },
+    /// The other end cannot be in the CIDR: another family, or a range of the cluster and the end is outside it.
+    BlockElsewhere {
+        /// `ipBlock.cidr`
+        block: IpNet,
+    },
+    /// The peer names nodes or domains, and this end is none.
+    OtherKind,
     /// A part of the rule means nothing to the API.
     Invalid {
         /// What is wrong with it.
@@ -266,13 +274,20 @@ pub enum Wanted {
         /// Label key.
         key: Arc<str>,
     },
-    /// A selector that the API refuses: it selects nothing.
-    Invalid {
-        /// Label key.
-        key: Arc<str>,
-        /// The operator as written.
-        operator: Arc<str>,
-    },
+}
+
+impl Wanted {
+    /// The label key.
+    #[must_use]
+    pub fn key(&self) -> &Arc<str> {
+        match self {
+            Self::Is { key, .. }
+            | Self::In { key, .. }
+            | Self::NotIn { key, .. }
+            | Self::Exists { key }
+            | Self::Absent { key } => key,
+        }
+    }
 }
 
 /// Port numbers that a rule opens.
@@ -333,8 +348,8 @@ pub enum Undecided {
         /// The pod.
         pod: Name,
     },
-    /// The addresses of a dual-stack end fare differently.
-    AddressFamily,
+    /// The other end has several addresses, IPv4 and IPv6 or a tunnel's, and they fare differently.
+    Addresses,
     /// The node of the pod or of the other end is not known, so the flow may be node-local.
     MaybeNodeLocal {
         /// The pod.
@@ -348,13 +363,6 @@ pub enum Undecided {
     /// The address under which the kubelet probes ambient pods: engines take it for the node or for a stranger.
     AmbientProbe {
         /// `169.254.7.127` or its IPv6 twin.
-        address: IpAddr,
-    },
-    /// A Service's own address: engines apply egress policies before or after it is rewritten.
-    ServiceAddress {
-        /// The Service.
-        service: Name,
-        /// What was dialled.
         address: IpAddr,
     },
     /// An admin policy names its peer by domain name.
@@ -414,7 +422,7 @@ impl Side {
     #[must_use]
     pub fn selecting(&self) -> Vec<&Name> {
         match self {
-            Self::NotAdmitted { selecting } => selecting.iter().map(|s| &s.policy).collect(),
+            Self::NotAdmitted { selecting } => selecting.policies(),
             Self::Admitted { selecting, .. } => selecting.iter().collect(),
             Self::DeniedBy { by } => vec![&by.policy],
             Self::NotIsolated | Self::NodeLocal | Self::NotApplicable | Self::Undecidable { .. } => Vec::new(),

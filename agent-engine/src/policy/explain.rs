@@ -28,7 +28,6 @@ impl fmt::Display for Wanted {
             Self::NotIn { key, values } => write!(f, "{key} not in ({})", values.join(", ")),
             Self::Exists { key } => write!(f, "the label {key}"),
             Self::Absent { key } => write!(f, "no label {key}"),
-            Self::Invalid { key, operator } => write!(f, "{key} {operator} …, which is not a valid expression"),
         }
     }
 }
@@ -108,20 +107,15 @@ impl fmt::Display for Why {
             Self::BlockNotCompared { block } => {
                 write!(f, "this engine does not compare {block} with addresses of pods and nodes")
             }
+            Self::BlockElsewhere { block } => write!(f, "names {block}; the other end cannot be there"),
+            Self::OtherKind => f.write_str("names nodes or domains; the other end is neither"),
             Self::Invalid { part } => write!(f, "{part}"),
         }
     }
 }
 
 fn found_label(f: &mut fmt::Formatter<'_>, who: &str, wanted: &Wanted, found: Option<&str>) -> fmt::Result {
-    let key = match wanted {
-        Wanted::Is { key, .. }
-        | Wanted::In { key, .. }
-        | Wanted::NotIn { key, .. }
-        | Wanted::Exists { key }
-        | Wanted::Absent { key }
-        | Wanted::Invalid { key, .. } => key,
-    };
+    let key = wanted.key();
     match found {
         Some(value) => write!(f, "{who} has {key}={value}"),
         None => write!(f, "{who} has no label {key}"),
@@ -136,7 +130,7 @@ impl fmt::Display for Undecided {
                 write!(f, "{rule} admits some addresses outside the cluster and not others")
             }
             Self::NoAddress { rule, pod } => write!(f, "{rule} names addresses, and pod {pod} has none yet"),
-            Self::AddressFamily => f.write_str("the IPv4 and the IPv6 address fare differently"),
+            Self::Addresses => f.write_str("the addresses of the other end fare differently"),
             Self::MaybeNodeLocal { pod } => {
                 write!(
                     f,
@@ -153,10 +147,6 @@ impl fmt::Display for Undecided {
                 "{address} is the kubelet probing an ambient pod; engines take it for the node or for a stranger; an \
                  ipBlock rule for {address}/{} settles it",
                 if address.is_ipv4() { 32 } else { 128 }
-            ),
-            Self::ServiceAddress { service, address } => write!(
-                f,
-                "{address} is the address of Service {service}; engines apply policies before or after it is rewritten"
             ),
             Self::DomainNames { rule } => write!(f, "{rule} names domains, which only the engine resolves"),
             Self::SamePriority { one, other } => {

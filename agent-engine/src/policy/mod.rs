@@ -4,12 +4,32 @@
 //! NetworkPolicies only allow: no single policy is "the denier". A side that is not admitted names every policy that selects
 //! its pod and, per rule, the first thing that did not match.
 
+mod admin;
+mod decide;
 mod decision;
+pub mod diff;
 mod explain;
+pub mod fix;
+mod index;
+mod lower;
+mod miss;
+mod patch;
+mod peer;
 mod profile;
+mod program;
+mod reach;
+mod reasons;
+mod selector;
+mod service;
 
 pub use decision::*;
-pub use profile::Profile;
+pub use profile::{Profile, UnknownProfile};
+pub use reach::{Class, Reachability};
+pub use reasons::Reasons;
+pub use service::{Backend, ServiceDecision};
+
+use decide::Judge;
+use index::Index;
 
 use crate::cluster::{Change, Cluster};
 
@@ -17,13 +37,30 @@ use crate::cluster::{Change, Cluster};
 #[derive(Clone, Debug, Default)]
 pub struct Policies {
     profile: Profile,
+    loopback: bool,
+    index: Index,
 }
 
 impl Policies {
     /// No policies yet, judged as the named engine does.
     #[must_use]
     pub fn new(profile: Profile) -> Self {
-        Self { profile }
+        Self { profile, ..Self::default() }
+    }
+
+    /// The policies of a cluster as it stands.
+    #[must_use]
+    pub fn of(cluster: &Cluster, profile: Profile) -> Self {
+        let mut policies = Self::new(profile);
+        policies.index.load(cluster);
+        policies
+    }
+
+    /// Judges a pod's connection to itself like any other. It never leaves the pod, so policies have no say in it; evaluators
+    /// that know no network answer all the same.
+    #[must_use]
+    pub fn with_loopback(self) -> Self {
+        Self { loopback: true, ..self }
     }
 
     /// Whose reading of the specification this is.
@@ -33,17 +70,23 @@ impl Policies {
     }
 
     /// Takes in one change of the cluster.
-    pub fn update(&mut self, _cluster: &Cluster, _change: &Change) {}
+    pub fn update(&mut self, cluster: &Cluster, change: &Change) {
+        self.index.update(cluster, change);
+    }
 
     /// Judges a flow, with reasons.
     #[must_use]
-    pub fn decide(&self, _cluster: &Cluster, _flow: &Flow) -> Decision {
-        Decision { egress: Side::NotIsolated, ingress: Side::NotIsolated }
+    pub fn decide(&self, cluster: &Cluster, flow: &Flow) -> Decision {
+        self.judge(cluster).decide::<true>(flow)
     }
 
-    /// Judges a flow without reasons: the same answer as [`decide`](Self::decide), and no allocation.
+    /// Judges a flow without reasons: the same answer as [`decide`](Self::decide), and nothing is allocated.
     #[must_use]
     pub fn admits(&self, cluster: &Cluster, flow: &Flow) -> Admission {
-        self.decide(cluster, flow).admission()
+        self.judge(cluster).decide::<false>(flow).admission()
+    }
+
+    fn judge<'a>(&'a self, cluster: &'a Cluster) -> Judge<'a> {
+        Judge { index: &self.index, cluster, profile: self.profile, loopback: self.loopback }
     }
 }

@@ -24,6 +24,42 @@ impl Profile {
     /// All profiles.
     pub const ALL: [Self; 4] = [Self::Spec, Self::Calico, Self::Cilium, Self::Ovn];
 
+    /// Whether ipBlock is compared with addresses of pods and nodes. The specification has it so for what reaches the pod
+    /// unrewritten; Cilium matches pods and nodes by identity and CIDRs only with what is neither
+    /// (`policy-cidr-match-mode`, off by default).
+    pub(super) fn blocks_match_cluster(self) -> bool {
+        match self {
+            Self::Spec | Self::Calico | Self::Ovn => true,
+            Self::Cilium => false,
+        }
+    }
+
+    /// Whether host networks match a peer that selects every pod of every namespace: OVN-Kubernetes counts them in.
+    pub(super) fn host_matches_everyone(self) -> bool {
+        match self {
+            Self::Ovn => true,
+            Self::Spec | Self::Calico | Self::Cilium => false,
+        }
+    }
+
+    /// Whether a pod may reach its own node whatever the policies say. The documentation says so; Calico evaluates workload
+    /// egress first (felix, `filterWorkloadToHostChain`), Cilium has no exemption for egress to `host`.
+    pub(super) fn own_node_is_open(self) -> bool {
+        match self {
+            Self::Spec | Self::Ovn => true,
+            Self::Calico | Self::Cilium => false,
+        }
+    }
+
+    /// Whether a kubelet probe under ambient's source address counts as the pod's own node: `None` where it depends.
+    pub(super) fn ambient_probe(self) -> Option<bool> {
+        match self {
+            Self::Spec | Self::Ovn => None,
+            Self::Calico => Some(true),
+            Self::Cilium => Some(false),
+        }
+    }
+
     /// As the command line names it.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -1,7 +1,20 @@
 //! What the mesh needs: the catalogue, and its resolution against the objects of a cluster.
 
+mod catalogue;
+mod learn;
+mod pair;
+mod resolve;
+mod role;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 
+pub use catalogue::{Catalogue, CatalogueError, LearnFrom, PortSource, Requirement};
+pub use learn::SeenEnd;
+pub use pair::{End, Pair, PairKey, same};
+pub use resolve::Resolver;
+pub use role::{Role, Roles};
 use serde::{Deserialize, Serialize};
 
 /// How bad it is when a flow is blocked.

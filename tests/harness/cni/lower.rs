@@ -103,9 +103,9 @@ fn add(cluster: &Objects, policy: &NetworkPolicy, all: &mut BTreeMap<(Direction,
             match direction {
                 Direction::Ingress => {
                     for rule in spec.ingress.iter().flatten() {
-                        let ports = Some(rule.ports.as_deref().unwrap_or_default());
-                        let from = rule.from.as_deref().unwrap_or_default();
-                        isolation.admitted.extend(ingress(cluster, namespace, pod, from, ports.unwrap_or_default())?);
+                        let (from, ports) = (rule.from.as_deref(), rule.ports.as_deref());
+                        let (from, ports) = (from.unwrap_or_default(), ports.unwrap_or_default());
+                        isolation.admitted.extend(ingress(cluster, namespace, pod, from, ports)?);
                     }
                 }
                 Direction::Egress => {

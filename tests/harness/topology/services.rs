@@ -299,3 +299,46 @@ pub fn named_port(pod: &Pod, name: &str, transport: Protocol) -> Option<u16> {
     let mut ports = ports.filter(|port| protocol(port.protocol.as_deref()) == Some(transport));
     ports.find(|port| port.name.as_deref() == Some(name)).and_then(|port| u16::try_from(port.container_port).ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: &str = "
+{kind: Pod, metadata: {name: a, namespace: ns, labels: {app: x}}, status: {podIP: 10.0.0.1},
+ spec: {containers: [{name: c, ports: [{name: web, containerPort: 8080}]}]}}
+---
+{kind: Pod, metadata: {name: b, namespace: ns, labels: {app: x}}, status: {podIP: 10.0.0.2},
+ spec: {containers: [{name: c, ports: [{name: web, containerPort: 8081}]}]}}
+---
+{kind: Pod, metadata: {name: ended, namespace: ns, labels: {app: x}}, status: {podIP: 10.0.0.3, phase: Failed},
+ spec: {containers: [{name: c, ports: [{name: web, containerPort: 8082}]}]}}
+---
+{kind: Service, metadata: {name: named, namespace: ns},
+ spec: {clusterIP: 10.1.0.1, selector: {app: x}, ports: [{port: 80, targetPort: web}, {name: q, port: 81}]}}
+---
+{kind: Service, metadata: {name: listed, namespace: ns},
+ spec: {clusterIP: 10.1.0.2, selector: {app: x}, ports: [{name: https, port: 443}]}}
+---
+{kind: EndpointSlice, metadata: {name: s, namespace: ns, labels: {kubernetes.io/service-name: listed}}, addressType: IPv4,
+ ports: [{name: https, port: 6443}, {name: other, port: 1}],
+ endpoints: [{addresses: [192.0.2.1]}, {addresses: [192.0.2.2], conditions: {ready: false}}]}
+";
+
+    fn backends(service: &str, port: u16) -> Vec<String> {
+        let services = Services::new(&Objects::parse(CLUSTER).unwrap());
+        let entry = services.find(service, port, Protocol::Tcp, Family::V4).unwrap();
+        entry.backends.iter().map(|to| format!("{}:{}", to.address, to.port)).collect()
+    }
+
+    #[test]
+    fn a_named_target_port_is_each_pods_own() {
+        assert_eq!(backends("ns/named", 80), ["10.0.0.1:8080", "10.0.0.2:8081"]);
+        assert_eq!(backends("ns/named", 81), ["10.0.0.1:81", "10.0.0.2:81"]);
+    }
+
+    #[test]
+    fn slices_take_the_place_of_the_selector() {
+        assert_eq!(backends("ns/listed", 443), ["192.0.2.1:6443"]);
+    }
+}

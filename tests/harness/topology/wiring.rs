@@ -92,7 +92,7 @@ fn links(topology: &Topology) -> Vec<Link> {
     let plan = &topology.plan;
     let mut pairs: Vec<[(Host, String); 2]> = Vec::new();
     for (index, pod) in plan.pods.iter().enumerate() {
-        pairs.push([(Host::Pod(index), "eth0".to_owned()), (Host::Node(pod.node), format!("pod{index}"))]);
+        pairs.push([(Host::Pod(index), "eth0".to_owned()), (Host::Node(pod.node), pod_device(index))]);
     }
     for a in 0..plan.nodes.len() {
         for b in a + 1..plan.nodes.len() {
@@ -178,6 +178,11 @@ pub(crate) fn source(topology: &Topology, host: Host, family: Family) -> String 
             topology.plan.address(host, family).map(|address| format!(" src {address}")).unwrap_or_default()
         }
     }
+}
+
+/// The node's end of a pod's link.
+pub(crate) fn pod_device(pod: usize) -> String {
+    format!("pod{pod}")
 }
 
 /// The prefix that holds this address alone.

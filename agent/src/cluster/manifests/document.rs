@@ -8,7 +8,7 @@ use serde_json::Value;
 use weir_engine::cluster::{Object, ObjectError, Origin};
 
 use super::compose::{Broken, Composed, compose};
-use super::{Found, Manifests, Problem, Severity};
+use super::{Found, Keep, Manifests, Problem, Severity};
 
 /// Documents in one file.
 const MAX_DOCUMENTS: usize = 200_000;
@@ -17,8 +17,8 @@ const MAX_LIST_DEPTH: usize = 8;
 
 /// Reads all objects of one file. `name` is what problems and origins call it.
 #[must_use]
-pub fn parse(name: &Arc<str>, bytes: &[u8]) -> Manifests {
-    let mut file = File { name: name.clone(), document: 0, out: Manifests { files: 1, ..Manifests::default() } };
+pub fn parse(name: &Arc<str>, bytes: &[u8], keep: Keep) -> Manifests {
+    let mut file = File { name: name.clone(), keep, document: 0, out: Manifests { files: 1, ..Manifests::default() } };
     match std::str::from_utf8(bytes) {
         Ok(text) => file.text(text.strip_prefix('\u{feff}').unwrap_or(text)),
         Err(error) => {
@@ -38,6 +38,7 @@ fn hint_encoding(bytes: &[u8]) -> Option<String> {
 
 struct File {
     name: Arc<str>,
+    keep: Keep,
     document: u32,
     out: Manifests,
 }
@@ -137,10 +138,11 @@ impl File {
             return;
         }
         let content = hash(&value);
+        let kept = (self.keep == Keep::Value).then(|| value.clone());
         match Object::from_value(value) {
             Ok(object) => {
                 let origin = Origin { resource_version: None, file: Some(self.name.clone()), line: Some(line) };
-                self.out.objects.push(Found { key: object.key(), object, origin, content });
+                self.out.objects.push(Found { key: object.key(), object, origin, value: kept, content });
             }
             Err(ObjectError::Ignored { api_version, kind }) => {
                 *self.out.ignored.entry(format!("{api_version} {kind}")).or_default() += 1;

@@ -20,7 +20,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use weir_engine::cluster::{Key, Object, Origin};
 
 pub use document::parse;
@@ -28,7 +28,7 @@ pub use source::{MAX_FILE_BYTES, SourceError};
 pub use watch::{Update, Watch};
 
 /// How much a [`Problem`] takes away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// The document or file was not read.
@@ -38,7 +38,7 @@ pub enum Severity {
 }
 
 /// Something wrong with one document or file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// Not read, or read with doubt.
     pub severity: Severity,
@@ -77,8 +77,20 @@ pub struct Found {
     pub object: Object,
     /// File and line.
     pub origin: Origin,
+    /// As it was written, where that was asked for ([`Keep::Value`]): a recording needs it.
+    pub value: Option<serde_json::Value>,
     /// Hash of the content, without position and comments: equal content, equal hash.
     pub content: u64,
+}
+
+/// Whether [`Found::value`] is wanted: it doubles the memory of loading.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// Only the typed object.
+    #[default]
+    Object,
+    /// The value too.
+    Value,
 }
 
 /// What one file, or all of them together, hold.
@@ -166,7 +178,7 @@ pub fn load(paths: &[PathBuf]) -> Result<Manifests, SourceError> {
     let (files, problems) = source::find(paths)?;
     problems.into_iter().for_each(|p| all.report(p));
     for file in files {
-        all.absorb(file.read()?, &mut known);
+        all.absorb(file.read(Keep::Object)?, &mut known);
     }
     Ok(all)
 }

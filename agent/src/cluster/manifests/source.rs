@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Manifests, Problem, Severity, parse};
+use super::{Keep, Manifests, Problem, Severity, parse};
 
 /// Bytes read of one file. The API server refuses objects beyond 3 MiB; a cluster dump is larger.
 pub const MAX_FILE_BYTES: u64 = 128 << 20;
@@ -19,12 +19,12 @@ const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// Opening, listing or reading it failed.
-    #[error("cannot read manifests from {}: {source}; name a file or folder that this user can read, or - for standard input", .path.display())]
+    #[error("cannot read manifests from {}: {cause}; name a file or folder that this user can read, or - for standard input", .path.display())]
     Unreadable {
         /// The path as given.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -69,11 +69,11 @@ impl File {
     ///
     /// # Errors
     /// When it was named on the command line and can't be read. A file found in a folder gives a [`Problem`] instead.
-    pub fn read(&self) -> Result<Manifests, SourceError> {
+    pub fn read(&self, keep: Keep) -> Result<Manifests, SourceError> {
         match self.bytes() {
-            Ok(bytes) => Ok(parse(&self.name, &bytes)),
-            Err(source) if self.named => {
-                Err(SourceError::Unreadable { path: self.path.clone().unwrap_or_else(|| "-".into()), source })
+            Ok(bytes) => Ok(parse(&self.name, &bytes, keep)),
+            Err(cause) if self.named => {
+                Err(SourceError::Unreadable { path: self.path.clone().unwrap_or_else(|| "-".into()), cause })
             }
             Err(error) => Ok(Manifests { files: 1, ..unreadable(&self.name, &error) }),
         }
@@ -121,7 +121,7 @@ pub struct Listing {
 /// # Errors
 /// [`SourceError`] when the path itself can't be read.
 pub fn list(root: &Path, seen: &mut HashSet<PathBuf>) -> Result<Listing, SourceError> {
-    let fail = |source| SourceError::Unreadable { path: root.to_owned(), source };
+    let fail = |cause| SourceError::Unreadable { path: root.to_owned(), cause };
     let mut listing = Listing::default();
     if root == Path::new("-") {
         listing.files.push(File { path: None, name: "-".into(), stamp: None, named: true });

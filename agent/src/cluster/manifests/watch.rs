@@ -12,7 +12,7 @@ use std::sync::Arc;
 use weir_engine::cluster::{Key, Origin};
 
 use super::source::{File, SourceError, Stamp, list};
-use super::{Found, Manifests, Problem, Severity};
+use super::{Found, Keep, Manifests, Problem, Severity};
 
 /// What changed since the last poll.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +53,7 @@ struct Known {
 #[derive(Debug)]
 pub struct Watch {
     roots: Vec<PathBuf>,
+    keep: Keep,
     files: BTreeMap<Place, Known>,
     unsettled: BTreeMap<Place, Option<Stamp>>,
     current: BTreeMap<Key, (Place, u64)>,
@@ -65,9 +66,10 @@ impl Watch {
     ///
     /// # Errors
     /// [`SourceError`] when one of the paths can't be read; later that is a [`Problem`].
-    pub fn new(roots: Vec<PathBuf>) -> Result<(Self, Update), SourceError> {
+    pub fn new(roots: Vec<PathBuf>, keep: Keep) -> Result<(Self, Update), SourceError> {
         let mut watch = Self {
             roots,
+            keep,
             files: BTreeMap::new(),
             unsettled: BTreeMap::new(),
             current: BTreeMap::new(),
@@ -81,7 +83,7 @@ impl Watch {
             watch.listing_problems.extend(listing.problems);
             for file in listing.files {
                 let place = (index, file.name.clone());
-                let manifests = file.read()?;
+                let manifests = file.read(keep)?;
                 watch.files.insert(place.clone(), Known { stamp: file.stamp, ..Known::default() });
                 read.insert(place, (file, manifests));
             }
@@ -103,7 +105,7 @@ impl Watch {
                 continue;
             }
             if self.unsettled.get(place) == Some(&file.stamp) {
-                let manifests = file.read().unwrap_or_else(|error| failed(&file.name, error.to_string()));
+                let manifests = file.read(self.keep).unwrap_or_else(|error| failed(&file.name, error.to_string()));
                 self.files.entry(place.clone()).or_default().stamp = file.stamp;
                 read.insert(place.clone(), manifests);
             } else {
@@ -160,7 +162,7 @@ impl Watch {
             // An object that a removed or edited file had covered comes from a file that did not change itself.
             let objects = match read.remove(&place) {
                 Some(manifests) => manifests.objects,
-                None => files.get(&place).and_then(|f| f.read().ok()).map(|m| m.objects).unwrap_or_default(),
+                None => files.get(&place).and_then(|f| f.read(self.keep).ok()).map(|m| m.objects).unwrap_or_default(),
             };
             let found: Vec<Found> = objects.into_iter().filter(|f| keys.contains(&f.key)).collect();
             // Gone again since it was listed: the engine still has the old version, and the next poll sees the edit.

@@ -4,14 +4,14 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use super::{Update, Watch};
+use super::{Keep, Update, Watch};
 
 fn namespace(name: &str, label: &str) -> String {
     format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  labels: {{v: \"{label}\"}}\n")
 }
 
 fn watch(path: &Path) -> (Watch, Update) {
-    Watch::new(vec![path.to_owned()]).unwrap()
+    Watch::new(vec![path.to_owned()], Keep::Object).unwrap()
 }
 
 /// A change is taken in once it has settled: in the second poll that sees it.

@@ -11,6 +11,7 @@ use harness::apiserver::{ApiServer, Counts, Type, Verb};
 use serde_json::{Value, json};
 use weir::cluster::change::Change;
 use weir::cluster::watch::{Settings, Source, start};
+use weir_engine::cluster::{Cluster, Object, Origin};
 
 /// Counts requests and bytes of one agent and computes those of a cluster, as a Markdown table.
 #[derive(Parser)]
@@ -30,6 +31,9 @@ struct Arguments {
     /// Peers on other nodes that a node meets again and again.
     #[arg(long, default_value_t = 50.0)]
     peers: f64,
+    /// Services that a node's pods dial, looked up where not all EndpointSlices are watched.
+    #[arg(long, default_value_t = 20.0)]
+    services: f64,
     /// Policies, services, namespaces and Istio objects that are written in an hour, of each kind, in the whole cluster.
     #[arg(long, default_value_t = 10.0)]
     edits: f64,
@@ -47,6 +51,7 @@ struct Counted {
     change: BTreeMap<&'static str, f64>,
     lookup: f64,
     check: f64,
+    endpoints: f64,
     bookmark: f64,
     watches: f64,
     connections: f64,
@@ -58,9 +63,14 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     println!(
         "Assumed: {} pods a node, {} pod starts or ends a node and hour with {WRITES_OF_A_POD} writes each, \
-         and one of its EndpointSlice; {NODE_WRITES_AN_HOUR} writes of each node an hour; \
-         {} peers a node in use, {} new ones an hour; {} edits of each other kind an hour in the whole cluster.\n",
-        arguments.pods_per_node, arguments.pod_changes, arguments.peers, arguments.new_peers, arguments.edits
+         and one of its Service's EndpointSlice; {NODE_WRITES_AN_HOUR} writes of each node an hour; \
+         {} peers and {} Services a node in use, {} new peers an hour; {} edits of each other kind an hour in the whole cluster.\n",
+        arguments.pods_per_node,
+        arguments.pod_changes,
+        arguments.peers,
+        arguments.services,
+        arguments.new_peers,
+        arguments.edits
     );
     println!(
         "| nodes | pods | start: requests, MB of one agent | watches, connections of one agent | requests/s of one agent | B/s of one agent | requests/s of all | MB/s of all | of it EndpointSlices | of it nodes |"
@@ -83,14 +93,16 @@ fn row(a: &Arguments, nodes: u32, c: &Counted) {
     let lookups = a.new_peers / hour;
     let checks = a.peers / check;
     let discovery = 1.0 / settings.rediscover.as_secs_f64();
-    let requests = c.watches / watch_time + discovery + lookups + checks;
+    let dialled = if c.all_nodes { 0.0 } else { a.services / check };
+    let requests = c.watches / watch_time + discovery + lookups + checks + dialled;
     let pods = a.pod_changes * WRITES_OF_A_POD / hour * cost("pods");
     let slices = if c.all_nodes { n } else { 0.0 } * a.pod_changes / hour * cost("endpointslices");
     let of_nodes = if c.all_nodes { n } else { 1.0 } * NODE_WRITES_AN_HOUR / hour * cost("nodes");
     let edited = ["networkpolicies", "services", "namespaces", "virtualservices", "authorizationpolicies"];
     let edits: f64 = edited.iter().map(|k| a.edits / hour * cost(k)).sum();
     let bookmarks = c.bookmark / 60.0;
-    let bytes = pods + slices + of_nodes + edits + bookmarks + lookups * c.lookup + checks * c.check;
+    let bytes =
+        pods + slices + of_nodes + edits + bookmarks + lookups * c.lookup + checks * c.check + dialled * c.endpoints;
     println!(
         "| {nodes} | {} | {}, {:.1} | {:.0}, {:.0} | {requests:.2} | {bytes:.0} | {:.0} | {:.1} | {:.1} | {:.1} |",
         nodes * a.pods_per_node,
@@ -140,6 +152,13 @@ async fn count(nodes: u32, pods_per_node: u32) -> anyhow::Result<Counted> {
     quiet(&mut source).await;
     let check = server.counts().since(&before).bytes(Some("pods"), Some(Verb::Get)) as f64;
 
+    let before = server.counts();
+    let mut cluster = Cluster::default();
+    cluster.apply(Object::from_value(service(2, "first"))?, Origin::default());
+    source.lookups.meet(&cluster, "10.96.0.3".parse()?);
+    quiet(&mut source).await;
+    let endpoints = server.counts().since(&before).bytes(Some("endpointslices"), Some(Verb::List)) as f64;
+
     // One bookmark of each watch: watches take the pace when they are opened, so by a second agent.
     server.set_bookmark_every(Duration::from_secs(1));
     drop(source);
@@ -158,6 +177,7 @@ async fn count(nodes: u32, pods_per_node: u32) -> anyhow::Result<Counted> {
         change,
         lookup,
         check,
+        endpoints,
         bookmark,
         watches: watches as f64,
         connections: initial.connections as f64,

@@ -1,0 +1,101 @@
+//! `sock:inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`: start, end and cause of every TCP
+//! connect, and completed handshakes of listeners.
+//!
+//! Chosen because one hook outside the data path tells all three, and at SYN_SENT → CLOSE `sk_err`, `sk_err_soft` and the
+//! error queue are still readable. The owner is only known at CLOSE → SYN_SENT (process context), and the source port only
+//! after it (net/ipv4/tcp_ipv4.c `tcp_v4_connect`, 5.10 to 6.18: the state is set before `inet_hash_connect`).
+
+use aya_ebpf::programs::BtfTracePointContext;
+use aya_log_ebpf::warn;
+use weir_common::{Accepted, AttemptEnd, AttemptStart, counter, end_flags, kind};
+
+use crate::{
+    emit::{emit, header, now},
+    kernel::{Sock, current, state},
+    maps::{ATTEMPTS, Attempt, count, watched},
+};
+
+#[inline(always)]
+pub fn run(ctx: &BtfTracePointContext) {
+    let old = ctx.arg::<i32>(1) as u8;
+    let new = ctx.arg::<i32>(2) as u8;
+    match (old, new) {
+        (_, state::SYN_SENT) => start(ctx, Sock(ctx.arg(0))),
+        (state::SYN_SENT, state::ESTABLISHED | state::CLOSE) => end(Sock(ctx.arg(0)), new),
+        (state::SYN_RECV, state::ESTABLISHED) => accepted(Sock(ctx.arg(0))),
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn start(ctx: &BtfTracePointContext, sock: Sock) {
+    if !watched(sock.remote_port()) || !sock.is_tcp() {
+        return;
+    }
+    let started = now();
+    let socket = sock.address();
+    if let Err(errno) = ATTEMPTS.insert(socket, Attempt { started, retransmits: 0, reset: 0 }, 0) {
+        count(counter::LOST_ATTEMPTS);
+        if crate::emit::may_log(started) {
+            warn!(ctx, "an attempt could not be remembered: errno {}", errno);
+        }
+    }
+    emit(AttemptStart {
+        header: header(kind::ATTEMPT_START, started),
+        tuple: sock.outgoing(sock.local_port()),
+        socket,
+        netns: sock.netns(),
+        padding: 0,
+        owner: current(),
+    });
+}
+
+#[inline(always)]
+fn end(sock: Sock, new: u8) {
+    if !watched(sock.remote_port()) || !sock.is_tcp() {
+        return;
+    }
+    let socket = sock.address();
+    // SAFETY: copied at once; nobody else writes this socket's entry while its state changes.
+    let attempt = unsafe { ATTEMPTS.get(socket) }.copied().unwrap_or(Attempt { started: 0, retransmits: 0, reset: 0 });
+    let _ = ATTEMPTS.remove(socket);
+    let mut event = AttemptEnd {
+        header: header(kind::ATTEMPT_END, now()),
+        tuple: sock.outgoing(sock.source_port()),
+        socket,
+        started: attempt.started,
+        error: 0,
+        soft_error: 0,
+        netns: sock.netns(),
+        retransmits: if attempt.retransmits > 0xffff { 0xffff } else { attempt.retransmits as u16 },
+        flags: 0,
+        error_origin: 0,
+        error_type: 0,
+        error_code: 0,
+        padding: [0; 6],
+    };
+    if new == state::ESTABLISHED {
+        event.flags = end_flags::ESTABLISHED;
+    } else {
+        event.error = sock.error();
+        event.soft_error = sock.soft_error();
+        if attempt.reset != 0 {
+            event.flags |= end_flags::RESET;
+        }
+        if let Some((origin, kind, code)) = sock.queued_error() {
+            event.flags |= end_flags::ERROR_QUEUE;
+            event.error_origin = origin;
+            event.error_type = kind;
+            event.error_code = code;
+        }
+    }
+    emit(event);
+}
+
+#[inline(always)]
+fn accepted(sock: Sock) {
+    if !watched(sock.local_port()) || !sock.is_tcp() {
+        return;
+    }
+    emit(Accepted { header: header(kind::ACCEPTED, now()), tuple: sock.incoming(), netns: sock.netns(), padding: 0 });
+}

@@ -1,0 +1,80 @@
+//! `cgroup/sock_create` and `cgroup/sock_release` at the root of the cgroup v2 hierarchy: did a connected UDP socket get an
+//! answer during its life?
+//!
+//! No tracepoint marks a UDP send or receive, and a hook per datagram would be paid by all traffic. The kernel itself leaves a
+//! trace: `sk_incoming_cpu` is -1 from `sock_init_data` on until the first datagram reaches the *connected* socket
+//! (net/ipv4/udp.c `__udp_queue_rcv_skb` and net/ipv6/udp.c `__udpv6_queue_rcv_skb`: `sk_incoming_cpu_update` if there is a peer
+//! address). So one look when the socket is released answers, and nothing runs per packet. Both hooks run for all
+//! sockets of address families IPv4 and IPv6, in process context; others than UDP cost one load.
+//!
+//! The context is the socket itself, but typed as the UAPI's `struct bpf_sock`; kernel members are copied from it.
+
+use aya_ebpf::{EbpfContext as _, programs::SockContext};
+use weir_common::{ABSENT, Tuple, UdpEnd, kind, udp_flags};
+
+use crate::{
+    emit::{emit, header, now},
+    kernel::{UDP, bytes, copy, current, mapped, offset},
+    maps::{UDP_SOCKETS, watched},
+};
+
+/// `AF_INET6` of the UAPI.
+const AF_INET6: u16 = 10;
+
+#[inline(always)]
+pub fn created(ctx: &SockContext) {
+    if is_udp(ctx) {
+        let socket = ctx.as_ptr() as u64;
+        let _ = UDP_SOCKETS.insert(socket, now(), 0);
+    }
+}
+
+#[inline(always)]
+pub fn released(ctx: &SockContext) {
+    if is_udp(ctx) {
+        let _ = end(ctx.as_ptr() as u64);
+    }
+}
+
+#[inline(always)]
+fn is_udp(ctx: &SockContext) -> bool {
+    // SAFETY: a member of the context, which the verifier translates.
+    unsafe { (*ctx.sock).protocol == u32::from(UDP) }
+}
+
+#[inline(always)]
+fn end(socket: u64) -> Option<()> {
+    // SAFETY: copied at once; the socket is being released, nobody else has it.
+    let created = unsafe { UDP_SOCKETS.get(socket) }.copied().unwrap_or(0);
+    let _ = UDP_SOCKETS.remove(socket);
+    let at = |offset: u32| socket + u64::from(offset);
+    let port = u16::from_be(copy::<u16>(at(offset!(sock_dport)))?);
+    if port == 0 || !watched(port) {
+        return None;
+    }
+    let (mut local, mut remote) = (mapped(copy(at(offset!(sock_rcv_saddr)))?), mapped(copy(at(offset!(sock_daddr)))?));
+    if offset!(sock_v6_daddr) != ABSENT && copy::<u16>(at(offset!(sock_family)))? == AF_INET6 {
+        (local, remote) = (copy(at(offset!(sock_v6_rcv_saddr)))?, copy(at(offset!(sock_v6_daddr)))?);
+    }
+    let replied = copy::<i32>(at(offset!(sock_incoming_cpu)))? != -1;
+    let net: u64 = copy(at(offset!(sock_net)))?;
+    emit(UdpEnd {
+        header: header(kind::UDP_END, now()),
+        tuple: Tuple {
+            source: bytes(local),
+            destination: bytes(remote),
+            source_port: copy(at(offset!(sock_num)))?,
+            destination_port: port,
+            protocol: UDP,
+            padding: [0; 3],
+        },
+        socket,
+        netns: copy(net + u64::from(offset!(net_inum)))?,
+        error: copy(at(offset!(sock_err)))?,
+        flags: if replied { udp_flags::REPLIED } else { 0 },
+        padding: [0; 7],
+        created,
+        owner: current(),
+    });
+    Some(())
+}

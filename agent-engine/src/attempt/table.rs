@@ -1,0 +1,460 @@
+//! Open attempts: joins start, retransmits, drops, reset and end into one [`Attempt`].
+//!
+//! An attempt is keyed by its socket and start, never by its tuple: the source port is not chosen yet when it begins. Drops are
+//! joined exactly where the packet still had its socket, else by addresses and destination port, with the source port once it
+//! is known and close to a transmission (50 ms) before that. What has to be joined can arrive in either order (an RST overtakes
+//! the drop that caused it; a listener accepts after the client is established), so an end waits a moment before it is final.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::decide::{Ending, decide};
+use super::open::{FlowKey, Id, Open, key};
+use super::{Attempt, JoinedDrop, Outcome};
+use crate::observation::{Accepted, AttemptEnd, AttemptStart, DropClass, PacketDrop, Retransmit, Tuple, UdpEnd};
+use crate::time::Time;
+use crate::words::Protocol;
+
+/// How close to a transmission a drop must be to belong to it, and to an RST or ICMP answer to be its cause.
+pub(super) const JOIN: Duration = Duration::from_millis(50);
+/// How long an end waits for what may overtake it: [`JOIN`] and the way through the ring buffer.
+const HOLD: Duration = Duration::from_millis(100);
+/// A SYN that nobody answered for this long is reported, end or not.
+pub(super) const SILENT: Duration = Duration::from_secs(3);
+/// An attempt whose end never came: longer than `tcp_syn_retries` 6 (127 s) allows.
+const EXPIRE: Duration = Duration::from_secs(150);
+/// How long a drop is remembered for attempts that end without one of their own.
+const REMEMBER: Duration = Duration::from_secs(150);
+
+/// A UDP socket that lived shorter than this without an answer was not waiting for one.
+const ASKED_FOR_A_ROUTE: Duration = Duration::from_millis(200);
+
+/// All open attempts, bounded.
+#[derive(Clone, Debug)]
+pub struct Attempts {
+    max: usize,
+    open: BTreeMap<Id, Open>,
+    /// The newest attempt of a socket.
+    sockets: BTreeMap<u64, Time>,
+    flows: BTreeMap<FlowKey, BTreeSet<Id>>,
+    timers: BTreeSet<(Time, Id)>,
+    /// Established attempts that wait for their listener, by source and port.
+    established: BTreeMap<(IpAddr, u16), Id>,
+    /// Drops that were reported on their own, by full tuple, so that a retransmit is not counted as a new attempt.
+    seen: BTreeMap<(FlowKey, u16), Time>,
+    /// The newest policy-class drop of each flow.
+    drops: BTreeMap<FlowKey, (JoinedDrop, Option<Tuple>)>,
+    ready: VecDeque<Attempt>,
+    evicted: u64,
+}
+
+impl Attempts {
+    /// A table that keeps at most `max` open attempts.
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        Self {
+            max: max.max(1),
+            open: BTreeMap::new(),
+            sockets: BTreeMap::new(),
+            flows: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            established: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            drops: BTreeMap::new(),
+            ready: VecDeque::new(),
+            evicted: 0,
+        }
+    }
+
+    /// The next attempt about which something can be said.
+    pub fn poll(&mut self) -> Option<Attempt> {
+        self.ready.pop_front()
+    }
+
+    /// Attempts that are open.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// No attempt is open.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Attempts thrown out because there were too many, or whose end never came.
+    #[must_use]
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.timers.first().map(|(due, _)| *due)
+    }
+
+    /// A TCP socket went CLOSE → SYN_SENT.
+    pub fn start(&mut self, e: &AttemptStart) {
+        if let Some(started) = self.sockets.get(&e.socket) {
+            // Its end was lost.
+            self.close(&(*started, e.socket));
+            self.evicted += 1;
+        }
+        self.insert((e.at, e.socket), Open::new(e.tuple, e.at, e.netns, Some(e.owner.clone())));
+    }
+
+    /// A SYN was sent again.
+    pub fn retransmit(&mut self, e: &Retransmit) {
+        let id = self.find(e.socket, e.started).unwrap_or_else(|| {
+            let started = if e.started == Time(0) { e.at } else { e.started };
+            let mut open = Open::new(e.tuple, started, e.netns, None);
+            open.start_seen = e.started != Time(0);
+            self.insert((started, e.socket), open)
+        });
+        self.learn(&id, &e.tuple);
+        let Some(open) = self.open.get_mut(&id) else { return };
+        open.last_sent = open.last_sent.max(e.at);
+        open.retransmits = open.retransmits.max(e.count);
+        if open.retransmits >= 2 && !open.silence_reported && open.dropped.is_none() {
+            open.silence_reported = true;
+            let report = open.attempt(&id, Outcome::TimedOut, e.at, true);
+            self.ready.push_back(report);
+        }
+        self.reschedule(&id);
+    }
+
+    /// A TCP socket left SYN_SENT.
+    pub fn end(&mut self, now: Time, e: &AttemptEnd) {
+        let id = self.find(e.socket, e.started).unwrap_or_else(|| {
+            let started = if e.started == Time(0) { e.at } else { e.started };
+            let mut open = Open::new(e.tuple, started, e.netns, None);
+            open.start_seen = e.started != Time(0);
+            self.insert((started, e.socket), open)
+        });
+        self.learn(&id, &e.tuple);
+        let Some(open) = self.open.get_mut(&id) else { return };
+        open.retransmits = open.retransmits.max(u32::from(e.retransmits));
+        let ending = Ending::new(e, open.start_seen.then(|| e.at.since(id.0)), open.retransmits);
+        let certain = match &ending {
+            // Its listener, if it is on this machine, still has to say where translation led.
+            Ending::Established { .. } => false,
+            // A policy's rule may have answered, and its drop come later.
+            Ending::Answered { .. } => {
+                open.dropped.as_ref().is_some_and(|d| d.class.is_policy_capable() && d.at.distance(e.at) <= JOIN)
+            }
+            Ending::GaveUp { .. } => true,
+        };
+        if matches!(ending, Ending::Established { .. }) {
+            self.established.insert((open.tuple.source, open.tuple.source_port), id);
+        }
+        open.ending = Some((ending, now.plus(HOLD)));
+        if certain { self.finish(&id) } else { self.reschedule(&id) }
+    }
+
+    /// A listener of this machine completed a handshake: tells where a client's connection was translated to, or is an attempt
+    /// from elsewhere.
+    pub fn accepted(&mut self, e: &Accepted) {
+        let from_here = self.established.remove(&(e.tuple.source, e.tuple.source_port));
+        if let Some(id) = from_here {
+            if let Some(open) = self.open.get_mut(&id) {
+                open.translate(&e.tuple);
+                open.accepted = true;
+            }
+            self.finish(&id);
+        } else {
+            self.ready.push_back(Attempt {
+                started: e.at,
+                last_sent: e.at,
+                at: e.at,
+                dialled: e.tuple,
+                translated: None,
+                outcome: Outcome::Established,
+                provisional: false,
+                dropped: None,
+                icmp: None,
+                error: 0,
+                retransmits: 0,
+                owner: None,
+                netns: 0,
+                latency: None,
+                accepted: true,
+            });
+        }
+    }
+
+    /// The kernel dropped a packet.
+    pub fn dropped(&mut self, now: Time, e: &PacketDrop) {
+        let class = e.class();
+        // FIN and data of connections that are long established say nothing about an attempt.
+        let carries_syn = e.tuple.protocol != Protocol::Tcp || e.tcp_flags & 0x02 != 0;
+        if class == DropClass::Normal || !carries_syn {
+            return;
+        }
+        let drop = JoinedDrop {
+            at: e.at,
+            class,
+            reason: e.reason.clone(),
+            location: e.location.clone(),
+            reply: e.reply,
+            netns: e.netns,
+        };
+        let dialled = e.original.unwrap_or(e.tuple);
+        let translated = (dialled != e.tuple).then_some(e.tuple);
+        if class.is_policy_capable() && !e.reply {
+            self.drops.insert(key(&dialled), (drop.clone(), translated));
+        }
+        if let Some(id) = self.attempt_of(e, &dialled) {
+            self.join(now, &id, drop, &dialled, translated.as_ref());
+            return;
+        }
+        // A closed TCP port answers by itself, and the client's end tells; from elsewhere it is all that is seen.
+        let outcome = match class {
+            DropClass::NoSocket => Outcome::Refused,
+            DropClass::Route | DropClass::Neighbour => Outcome::Unreachable,
+            DropClass::Resource if e.reason.as_deref() == Some("TCP_LISTEN_OVERFLOW") => Outcome::BacklogFull,
+            _ => Outcome::Dropped,
+        };
+        let again = self.seen.insert((key(&dialled), dialled.source_port), e.at).is_some();
+        self.ready.push_back(Attempt {
+            started: e.at,
+            last_sent: e.at,
+            at: e.at,
+            dialled,
+            translated,
+            outcome,
+            provisional: again,
+            dropped: Some(drop),
+            icmp: None,
+            error: 0,
+            retransmits: 0,
+            owner: None,
+            netns: 0,
+            latency: None,
+            accepted: false,
+        });
+    }
+
+    /// A connected UDP socket was released.
+    pub fn udp_end(&mut self, e: &UdpEnd) {
+        let flow = key(&e.tuple);
+        let dropped_alone = self.seen.contains_key(&(flow, e.tuple.source_port));
+        let known = self.drops.get(&flow).filter(|(d, _)| e.at.since(d.at) <= Duration::from_secs(30));
+        let outcome = match (e.replied, e.error, known) {
+            (true, _, _) => Outcome::Established,
+            (false, 111 | 13 | 113 | 101, Some(_)) => Outcome::Rejected,
+            (false, 111, None) => Outcome::Refused,
+            (false, 13, None) => Outcome::Rejected,
+            (false, 113 | 101, None) => Outcome::Unreachable,
+            (false, _, Some(_)) => Outcome::Dropped,
+            // Resolvers connect a socket to be asked for a route, and release it at once.
+            (false, 0, None) if e.created != Time(0) && e.at.since(e.created) < ASKED_FOR_A_ROUTE => Outcome::Cancelled,
+            (false, _, None) => Outcome::NoReply,
+        };
+        let joined = known.filter(|_| !e.replied).cloned();
+        let started = if e.created == Time(0) { e.at } else { e.created };
+        self.ready.push_back(Attempt {
+            started,
+            last_sent: started,
+            at: joined.as_ref().map_or(e.at, |(d, _)| d.at),
+            dialled: e.tuple,
+            translated: joined.as_ref().and_then(|(_, t)| *t),
+            outcome,
+            // Its drop was counted when it was seen.
+            provisional: dropped_alone && !e.replied,
+            dropped: joined.map(|(d, _)| d),
+            icmp: None,
+            error: e.error,
+            retransmits: 0,
+            owner: Some(e.owner.clone()),
+            netns: e.netns,
+            latency: None,
+            accepted: false,
+        });
+    }
+
+    /// Time went by.
+    pub fn handle_timeout(&mut self, now: Time) {
+        while let Some((due, id)) = self.timers.first().copied().filter(|(due, _)| *due <= now) {
+            self.timers.remove(&(due, id));
+            let Some(open) = self.open.get_mut(&id) else { continue };
+            if open.ending.is_some() {
+                self.finish(&id);
+            } else if open.report_drop_at.is_some_and(|at| at <= now) {
+                open.report_drop_at = None;
+                let outcome = open.drop_outcome();
+                let at = open.dropped.as_ref().map_or(open.last_sent, |d| d.at);
+                let report = open.attempt(&id, outcome, at, true);
+                self.ready.push_back(report);
+                self.reschedule(&id);
+            } else if !open.silence_reported && id.0.plus(SILENT) <= now {
+                open.silence_reported = true;
+                if open.dropped.is_none() {
+                    let report = open.attempt(&id, Outcome::TimedOut, now, true);
+                    self.ready.push_back(report);
+                }
+                self.reschedule(&id);
+            } else {
+                self.close(&id);
+                self.evicted += 1;
+            }
+        }
+        self.forget(now);
+    }
+
+    fn forget(&mut self, now: Time) {
+        let old = |at: Time| at.plus(REMEMBER) < now;
+        self.seen.retain(|_, at| !old(*at));
+        self.drops.retain(|_, (d, _)| !old(d.at));
+        while self.seen.len() > self.max {
+            self.seen.pop_first();
+        }
+        while self.drops.len() > self.max {
+            self.drops.pop_first();
+        }
+    }
+
+    fn attempt_of(&self, e: &PacketDrop, dialled: &Tuple) -> Option<Id> {
+        if let Some(id) = e.socket.and_then(|s| self.find(s, Time(0))) {
+            return Some(id);
+        }
+        let ids = self.flows.get(&key(dialled)).or_else(|| self.flows.get(&key(&e.tuple)))?;
+        let ids = || ids.iter().filter_map(|id| Some((*id, self.open.get(id)?)));
+        let port = dialled.source_port;
+        let by_port = ids().filter(|(_, o)| port != 0 && o.tuple.source_port == port).map(|(id, _)| id).next_back();
+        by_port.or_else(|| {
+            // The port is not known yet: the oldest attempt that waits for its drop and has just sent.
+            let close = |id: &Id, o: &Open| {
+                e.at >= id.0 && (e.reply || e.at.distance(o.last_sent) <= JOIN || e.at.distance(id.0) <= JOIN)
+            };
+            let unknown = ids().filter(|(id, o)| o.tuple.source_port == 0 && close(id, o));
+            unknown.clone().find(|(_, o)| o.dropped.is_none()).or_else(|| unknown.clone().next()).map(|(id, _)| id)
+        })
+    }
+
+    fn join(&mut self, now: Time, id: &Id, drop: JoinedDrop, dialled: &Tuple, translated: Option<&Tuple>) {
+        let Some(open) = self.open.get_mut(id) else { return };
+        if drop.class == DropClass::NoSocket {
+            return; // The RST that follows says it.
+        }
+        if open.tuple.source_port == 0 && !drop.reply {
+            open.tuple.source_port = dialled.source_port;
+        }
+        if let Some(translated) = translated {
+            open.translate(translated);
+        }
+        open.last_sent = open.last_sent.max(if drop.reply { open.last_sent } else { drop.at });
+        let rejected = drop.class.is_policy_capable()
+            && matches!(&open.ending, Some((Ending::Answered { at, .. }, _)) if at.distance(drop.at) <= JOIN);
+        // A verdict of a policy-capable class is worth more than what else became of the packet.
+        let better =
+            open.dropped.as_ref().is_none_or(|d| !d.class.is_policy_capable() || drop.class.is_policy_capable());
+        if better {
+            open.dropped = Some(drop);
+        }
+        if rejected {
+            self.finish(id);
+            return;
+        }
+        open.report_drop_at = open.report_drop_at.or(Some(now.plus(JOIN)));
+        self.reschedule(id);
+    }
+
+    fn finish(&mut self, id: &Id) {
+        let Some(mut open) = self.close(id) else { return };
+        let Some((ending, _)) = open.ending.take() else { return };
+        if open.dropped.is_none() && ending.may_have_been_dropped() {
+            // The probes report a flood of equal drops by powers of two: one of the same flow during this attempt is as good.
+            let same = self
+                .drops
+                .get(&key(&open.tuple))
+                .filter(|(d, _)| d.at.plus(JOIN) >= id.0 && d.at <= ending.at().plus(JOIN));
+            if let Some((drop, translated)) = same.cloned() {
+                if let Some(translated) = &translated {
+                    open.translate(translated);
+                }
+                open.dropped = Some(drop);
+            }
+        }
+        let outcome = decide(&ending, open.dropped.as_ref());
+        let mut attempt = open.attempt(id, outcome, ending.at(), false);
+        attempt.icmp = ending.icmp();
+        attempt.error = ending.error();
+        if outcome == Outcome::Established {
+            attempt.latency = open.start_seen.then(|| ending.at().since(id.0));
+            attempt.dropped = None;
+        }
+        self.ready.push_back(attempt);
+    }
+
+    fn find(&self, socket: u64, started: Time) -> Option<Id> {
+        let newest = *self.sockets.get(&socket)?;
+        (started == Time(0) || started == newest).then_some((newest, socket))
+    }
+
+    fn insert(&mut self, id: Id, open: Open) -> Id {
+        while self.open.len() >= self.max {
+            let Some((oldest, _)) = self.open.first_key_value() else { break };
+            let oldest = *oldest;
+            self.close(&oldest);
+            self.evicted += 1;
+        }
+        self.sockets.insert(id.1, id.0);
+        self.flows.entry(open.flow).or_default().insert(id);
+        self.timers.insert((open.due, id));
+        self.open.insert(id, open);
+        id
+    }
+
+    fn close(&mut self, id: &Id) -> Option<Open> {
+        let open = self.open.remove(id)?;
+        self.timers.remove(&(open.due, *id));
+        if self.sockets.get(&id.1) == Some(&id.0) {
+            self.sockets.remove(&id.1);
+        }
+        self.unindex(&open.flow, id);
+        let client = (open.tuple.source, open.tuple.source_port);
+        if self.established.get(&client) == Some(id) {
+            self.established.remove(&client);
+        }
+        Some(open)
+    }
+
+    fn unindex(&mut self, flow: &FlowKey, id: &Id) {
+        if let Some(ids) = self.flows.get_mut(flow) {
+            ids.remove(id);
+            if ids.is_empty() {
+                self.flows.remove(flow);
+            }
+        }
+    }
+
+    /// Takes over addresses and ports that a later event knows better.
+    fn learn(&mut self, id: &Id, tuple: &Tuple) {
+        let Some(open) = self.open.get_mut(id) else { return };
+        open.tuple = *tuple;
+        let (old, new) = (open.flow, key(tuple));
+        if old != new {
+            open.flow = new;
+            self.unindex(&old, id);
+            self.flows.entry(new).or_default().insert(*id);
+        }
+    }
+
+    fn reschedule(&mut self, id: &Id) {
+        let Some(open) = self.open.get_mut(id) else { return };
+        let due = match (&open.ending, open.report_drop_at) {
+            (Some((_, hold)), _) => *hold,
+            (None, Some(at)) => at,
+            (None, None) if !open.silence_reported => id.0.plus(SILENT),
+            (None, None) => id.0.plus(EXPIRE),
+        };
+        if due != open.due {
+            self.timers.remove(&(open.due, *id));
+            open.due = due;
+        }
+        self.timers.insert((due, *id));
+    }
+}

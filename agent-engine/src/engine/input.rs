@@ -1,0 +1,37 @@
+//! Everything that can enter the engine.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::{Key, Origin};
+use crate::observation::Observation;
+
+/// Everything that can enter the engine. A recording is a list of `(Time, Input)`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "input", rename_all = "kebab-case")]
+pub enum Input {
+    /// An object was added or replaced.
+    Apply {
+        /// As Kubernetes writes it.
+        object: serde_json::Value,
+        /// Where it came from.
+        origin: Origin,
+    },
+    /// An object is gone.
+    Delete {
+        /// Which one.
+        key: Key,
+    },
+    /// The kernel did something.
+    Observe(Observation),
+    /// Events were lost on the way.
+    Lost {
+        /// Where: `ring-buffer`, `channel`, …
+        stage: String,
+        /// How many, since the last time.
+        count: u64,
+    },
+    /// All initial objects have been applied.
+    Synced,
+    /// Time went by.
+    Timeout,
+}

@@ -1,0 +1,133 @@
+//! The policies that do not admit, with their misses: found when they are read.
+//!
+//! Most decisions are only asked whether they admit. What the reasons depend on is kept as it stood when the decision was
+//! made, so reading them later gives the same.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::decide::{Peers, Query};
+use super::decision::Selecting;
+use super::index::{Facts, Group};
+use super::miss;
+use super::peer::{Far, FarKind, Slots};
+use super::profile::Profile;
+use super::program::Program;
+use crate::cluster::{Cluster, Pod};
+use crate::words::{Name, Protocol};
+
+/// Every policy that selects the pod, nearest miss first. Reads like a slice.
+#[derive(Clone)]
+pub struct Reasons {
+    found: OnceLock<Box<[Selecting]>>,
+    scene: Option<Box<Scene>>,
+}
+
+/// What a flow between two pods looked like when it was judged.
+#[derive(Clone)]
+pub(super) struct Scene {
+    pub program: Arc<Program>,
+    pub profile: Profile,
+    /// The other end.
+    pub far: (Facts, Arc<Group>),
+    /// Its addresses and which of them count.
+    pub addresses: (Arc<[IpAddr]>, u64),
+    pub protocol: Protocol,
+    pub port: u16,
+    /// What was dialled and whose address that is.
+    pub dialled: Option<(u16, Name)>,
+    /// The destination.
+    pub pod: Option<(Arc<Pod>, Arc<Group>)>,
+}
+
+impl Reasons {
+    pub(super) fn found(selecting: Vec<Selecting>) -> Self {
+        Self { found: OnceLock::from(selecting.into_boxed_slice()), scene: None }
+    }
+
+    pub(super) fn later(scene: Scene) -> Self {
+        Self { found: OnceLock::new(), scene: Some(Box::new(scene)) }
+    }
+
+    /// Without reasons, for those who do not ask.
+    pub(super) fn none() -> Self {
+        Self { found: OnceLock::new(), scene: None }
+    }
+
+    /// The policies alone, by name; costs less than their misses.
+    pub(super) fn policies(&self) -> Vec<&Name> {
+        match (self.found.get(), &self.scene) {
+            (None, Some(scene)) => scene.program.names.iter().collect(),
+            _ => self.iter().map(|s| &s.policy).collect(),
+        }
+    }
+}
+
+impl Scene {
+    fn read(&self) -> Box<[Selecting]> {
+        let ((facts, group), (addresses, mask)) = (&self.far, &self.addresses);
+        let far = Far { kind: FarKind::Pod { facts, group }, slots: Slots::Known { addresses, mask: *mask } };
+        let query = Query {
+            protocol: self.protocol,
+            port: self.port,
+            dialled: self.dialled.as_ref().map(|(port, service)| (*port, service)),
+            pod: self.pod.as_ref().map(|(pod, group)| (pod, group)),
+        };
+        // Peers of NetworkPolicies ask the cluster only about ends whose address is not known.
+        let peers = Peers { profile: self.profile, cluster: &Cluster::default() };
+        miss::rank(&peers, &self.program, &far, &query).into()
+    }
+}
+
+impl Deref for Reasons {
+    type Target = [Selecting];
+
+    fn deref(&self) -> &[Selecting] {
+        self.found.get_or_init(|| self.scene.as_ref().map(|scene| scene.read()).unwrap_or_default())
+    }
+}
+
+impl<'a> IntoIterator for &'a Reasons {
+    type Item = &'a Selecting;
+    type IntoIter = std::slice::Iter<'a, Selecting>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl FromIterator<Selecting> for Reasons {
+    fn from_iter<I: IntoIterator<Item = Selecting>>(iter: I) -> Self {
+        Self::found(iter.into_iter().collect())
+    }
+}
+
+impl fmt::Debug for Reasons {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl PartialEq for Reasons {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Reasons {}
+
+impl Serialize for Reasons {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.deref().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Reasons {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Vec::<Selecting>::deserialize(deserializer).map(Self::found)
+    }
+}

@@ -1,0 +1,259 @@
+//! `weir doctor`: what this node's kernel offers, and what is missing.
+//!
+//! Nothing is guessed: the probes are loaded, attached and detached again.
+
+use std::{fmt, fs, path::PathBuf};
+
+use serde::Serialize;
+
+use crate::probes::{self, ProbeSettings, ProbeStatus, host, symbols::Symbols};
+
+/// Everything that decides what the agent can see on this machine.
+#[derive(Clone, Debug, Serialize)]
+pub struct DoctorReport {
+    /// `uname -r`.
+    pub kernel: String,
+    /// `x86_64`, `aarch64`, …
+    pub architecture: &'static str,
+    /// Were the probes built into this agent?
+    pub probes_embedded: bool,
+    /// Where the kernel's BTF is expected.
+    pub btf: PathBuf,
+    /// Is it there?
+    pub btf_present: bool,
+    /// `none`, `integrity`, `confidentiality`; absent if the kernel does not say.
+    pub lockdown: Option<String>,
+    /// Capabilities that this process lacks.
+    pub missing_capabilities: Vec<&'static str>,
+    /// Root of the cgroup v2 hierarchy.
+    pub cgroup: Option<PathBuf>,
+    /// Kernel functions whose addresses are readable; 0: drop locations stay without names.
+    pub kernel_functions: usize,
+    /// Drop reasons that the kernel has names for; 0: drops are classified by location alone.
+    pub drop_reasons: usize,
+    /// Are drops given with their tuple before service translation?
+    pub conntrack: bool,
+    /// Struct members that the kernel's BTF lacks.
+    pub missing_members: Vec<&'static str>,
+    /// Each probe, loaded and attached for this report.
+    pub probes: Vec<ProbeStatus>,
+    /// Why no probe could even be tried.
+    pub error: Option<String>,
+}
+
+/// Looks at this machine.
+#[must_use]
+pub fn report(settings: &ProbeSettings) -> DoctorReport {
+    let (statuses, types, error) = match probes::try_all(settings) {
+        Ok((statuses, types)) => (statuses, Some(types), None),
+        Err(error) => (Vec::new(), None, Some(error.to_string())),
+    };
+    // Even where nothing can be loaded the types may be readable.
+    let types = types.or_else(|| probes::btf::KernelTypes::read(&settings.btf).ok());
+    DoctorReport {
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        architecture: std::env::consts::ARCH,
+        probes_embedded: probes::embedded(),
+        btf: settings.btf.clone(),
+        btf_present: settings.btf.exists(),
+        lockdown: host::lockdown(),
+        missing_capabilities: host::missing_capabilities(),
+        cgroup: settings.cgroup.clone().or_else(probes::root_cgroup),
+        kernel_functions: Symbols::read(&settings.kallsyms).len(),
+        drop_reasons: types.as_ref().filter(|t| t.layout.has_drop_reason == 1).map_or(0, |t| t.drop_reasons.len()),
+        conntrack: types.as_ref().is_some_and(|t| t.layout.conn_original != weir_common::ABSENT),
+        missing_members: types.map(|t| t.missing).unwrap_or_default(),
+        probes: statuses,
+        error,
+    }
+}
+
+impl DoctorReport {
+    /// 0 if the agent can do its work here, 2 if not.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        let active = |name: &str| self.probes.iter().any(|probe| probe.name == name && probe.active);
+        if active("tcp_state") && active("packet_drop") { 0 } else { 2 }
+    }
+
+    fn capabilities(&self) -> Line {
+        let missing = self.missing_capabilities.join(", ");
+        let essential = self.missing_capabilities.iter().any(|name| matches!(*name, "CAP_BPF" | "CAP_PERFMON"));
+        let text = format!("missing {missing}: run as root or grant them");
+        match (missing.is_empty(), essential) {
+            (true, _) => Line::fine("capabilities", "all that are needed".to_owned()),
+            (false, true) => Line { mark: Mark::Missing, name: "capabilities", text },
+            (false, false) => Line { mark: Mark::Weak, name: "capabilities", text },
+        }
+    }
+
+    fn lines(&self) -> Vec<Line> {
+        let confidential = self.lockdown.as_deref() == Some("confidentiality");
+        let cgroup = self.cgroup.as_deref().map(|path| path.display().to_string());
+        let mut lines = vec![
+            Line::fine("kernel", format!("{} {}", self.kernel, self.architecture)),
+            Line::or_missing(
+                self.probes_embedded,
+                "probes",
+                "built in".to_owned(),
+                "not built into this agent: run `cargo xtask build-ebpf`, then build again".to_owned(),
+            ),
+            Line::or_missing(
+                self.btf_present,
+                "BTF",
+                self.btf.display().to_string(),
+                format!("{} is missing: needs a kernel with CONFIG_DEBUG_INFO_BTF=y, and /sys", self.btf.display()),
+            ),
+            Line::or_missing(
+                !confidential,
+                "lockdown",
+                self.lockdown.clone().unwrap_or_else(|| "none reported".to_owned()),
+                "confidentiality: packets cannot be read; boot with lockdown=integrity".to_owned(),
+            ),
+            self.capabilities(),
+            Line::or_weak(
+                cgroup.is_some(),
+                "cgroup v2",
+                cgroup.unwrap_or_default(),
+                "its root is not mounted here: UDP queries without reply stay unseen (in a container: mount the host's /sys/fs/cgroup)",
+            ),
+            Line::or_weak(
+                self.kernel_functions > 0,
+                "kallsyms",
+                format!("{} kernel functions", self.kernel_functions),
+                "no addresses: needs CAP_SYSLOG and kernel.kptr_restrict below 2; drops without a reason stay unclassified",
+            ),
+            Line::or_weak(
+                self.drop_reasons > 0,
+                "drop reasons",
+                format!("{} names", self.drop_reasons),
+                "not in this kernel: drops are classified by location alone",
+            ),
+            Line::or_weak(
+                self.conntrack,
+                "conntrack",
+                "drops carry the tuple before service translation".to_owned(),
+                "layout unknown: service addresses are resolved by endpoints alone",
+            ),
+        ];
+        if !self.missing_members.is_empty() {
+            lines.push(Line { mark: Mark::Weak, name: "missing types", text: self.missing_members.join(", ") });
+        }
+        if let Some(error) = &self.error {
+            lines.push(Line { mark: Mark::Missing, name: "loading", text: error.clone() });
+        }
+        lines.extend(self.probes.iter().map(|probe| match &probe.reason {
+            None => Line::fine(probe.name, probe.hook.clone()),
+            Some(reason) => Line { mark: Mark::Missing, name: probe.name, text: format!("{}: {reason}", probe.hook) },
+        }));
+        lines
+    }
+}
+
+impl fmt::Display for DoctorReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Line { mark, name, text } in self.lines() {
+            let mark = match mark {
+                Mark::Fine => "ok",
+                Mark::Weak => "weak",
+                Mark::Missing => "MISSING",
+            };
+            writeln!(f, "{mark:8}{name:16}{text}")?;
+        }
+        let able =
+            if self.exit_code() == 0 { "weir can work on this node" } else { "weir cannot work on this node yet" };
+        writeln!(f, "{able}")
+    }
+}
+
+struct Line {
+    mark: Mark,
+    name: &'static str,
+    text: String,
+}
+
+enum Mark {
+    Fine,
+    /// The agent works, and sees less.
+    Weak,
+    Missing,
+}
+
+impl Line {
+    fn fine(name: &'static str, text: String) -> Self {
+        Self { mark: Mark::Fine, name, text }
+    }
+
+    fn or_weak(fine: bool, name: &'static str, found: String, otherwise: &str) -> Self {
+        if fine { Self::fine(name, found) } else { Self { mark: Mark::Weak, name, text: otherwise.to_owned() } }
+    }
+
+    fn or_missing(fine: bool, name: &'static str, found: String, otherwise: String) -> Self {
+        if fine { Self::fine(name, found) } else { Self { mark: Mark::Missing, name, text: otherwise } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn healthy() -> DoctorReport {
+        let probe = |name| ProbeStatus { name, hook: "a:b".to_owned(), active: true, reason: None };
+        DoctorReport {
+            kernel: "6.18.0".to_owned(),
+            architecture: "x86_64",
+            probes_embedded: true,
+            btf: "/sys/kernel/btf/vmlinux".into(),
+            btf_present: true,
+            lockdown: Some("none".to_owned()),
+            missing_capabilities: Vec::new(),
+            cgroup: Some("/sys/fs/cgroup".into()),
+            kernel_functions: 100_000,
+            drop_reasons: 120,
+            conntrack: true,
+            missing_members: Vec::new(),
+            probes: vec![probe("tcp_state"), probe("packet_drop")],
+            error: None,
+        }
+    }
+
+    #[test]
+    fn each_lack_is_named_with_its_remedy() {
+        assert_eq!(healthy().exit_code(), 0);
+        assert!(!healthy().to_string().contains("MISSING"), "{}", healthy());
+        type Lack = fn(&mut DoctorReport);
+        let lacks: [(Lack, &str); 6] = [
+            (|r| r.probes_embedded = false, "cargo xtask build-ebpf"),
+            (|r| r.btf_present = false, "CONFIG_DEBUG_INFO_BTF=y"),
+            (|r| r.lockdown = Some("confidentiality".to_owned()), "lockdown=integrity"),
+            (|r| r.missing_capabilities = vec!["CAP_BPF"], "CAP_BPF"),
+            (|r| r.cgroup = None, "mount the host's /sys/fs/cgroup"),
+            (|r| r.kernel_functions = 0, "CAP_SYSLOG"),
+        ];
+        for (lack, remedy) in lacks {
+            assert!(!healthy().to_string().contains(remedy));
+            let mut report = healthy();
+            lack(&mut report);
+            assert!(report.to_string().contains(remedy), "{report}");
+        }
+    }
+
+    #[test]
+    fn without_an_essential_probe_the_agent_cannot_work() {
+        let mut report = healthy();
+        report.probes[1].active = false;
+        report.probes[1].reason = Some("load: Permission denied".to_owned());
+        assert_eq!(report.exit_code(), 2);
+        assert!(report.to_string().contains("MISSING packet_drop     a:b: load: Permission denied"), "{report}");
+    }
+
+    #[test]
+    fn an_empty_place_is_reported_not_hidden() {
+        let nowhere = |name: &str| PathBuf::from("/nowhere").join(name);
+        let settings =
+            ProbeSettings { btf: nowhere("vmlinux"), kallsyms: nowhere("kallsyms"), ..ProbeSettings::default() };
+        let report = report(&settings);
+        assert!(!report.btf_present && report.kernel_functions == 0 && report.error.is_some());
+        assert_eq!(report.exit_code(), 2);
+    }
+}

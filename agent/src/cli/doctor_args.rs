@@ -1,0 +1,42 @@
+//! `weir doctor` as a command; what it looks at is in [`doctor`](super::doctor).
+
+use clap::Args;
+
+use super::doctor::report;
+use super::out::{self, Output};
+use super::{Exit, doctor::DoctorReport};
+use crate::outputs::text::clean;
+use crate::probes::ProbeSettings;
+
+/// Says what this node's kernel offers to the probes, which of them work, and what is missing for the others. Loads every probe,
+/// and takes it off again.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Doctor {
+    /// How to print
+    #[arg(long, short, value_enum, value_name = "FORMAT", default_value_t)]
+    output: Output,
+}
+
+const EXAMPLES: &str = "Examples:
+  weir doctor
+  weir doctor --output json | jq '.probes[] | select(.active | not)'
+
+Exit codes: 0 the agent can work here, 2 it cannot.";
+
+impl Doctor {
+    /// Looks and prints.
+    pub fn run(self) -> anyhow::Result<Exit> {
+        let Self { output } = self;
+        let report = report(&ProbeSettings::default());
+        match output {
+            Output::Table => out::print(&page(&report))?,
+            Output::Json => out::json(&report)?,
+        }
+        Ok(if report.exit_code() == 0 { Exit::Fine } else { Exit::Failed })
+    }
+}
+
+fn page(report: &DoctorReport) -> String {
+    report.to_string().lines().map(|line| format!("{}\n", clean(line))).collect()
+}

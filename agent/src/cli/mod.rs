@@ -1,0 +1,80 @@
+//! The command line: one file per subcommand. Data goes to standard output, everything else to standard error; the exit code
+//! says whether all is fine (0), something was found (1), or it could not be told (2).
+
+pub mod doctor;
+mod doctor_args;
+mod flows;
+mod out;
+mod replay;
+mod run;
+mod status;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::outputs::text::clean;
+
+/// Names the NetworkPolicies that deny what an Istio mesh needs.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, max_term_width = 100, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 all required flows fine, 1 findings, 2 could not tell or failed.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent: watch this kernel's connections and judge them
+    Run(run::Run),
+    /// Show what the agent on this node knows of the required flows
+    Status(status::Status),
+    /// Say what this node's kernel offers, which probes work and what is missing
+    Doctor(doctor_args::Doctor),
+    /// List the flows that a mesh needs, explain one, or find one by its symptom
+    Flows(flows::Flows),
+    /// Feed a recording of `weir run --record` to the engine again
+    Replay(replay::Replay),
+}
+
+/// How a command ends. The numbers are an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// All required flows are fine, or the command did what it was asked.
+    Fine = 0,
+    /// There are findings.
+    Findings = 1,
+    /// Could not tell, or failed.
+    Failed = 2,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Parses the command line and runs it.
+#[must_use]
+pub fn main() -> ExitCode {
+    let Cli { command } = Cli::parse();
+    let ended = match command {
+        Command::Run(command) => command.run(),
+        Command::Status(command) => command.run(),
+        Command::Doctor(command) => command.run(),
+        Command::Flows(command) => command.run(),
+        Command::Replay(command) => command.run(),
+    };
+    match ended {
+        Ok(exit) => exit.into(),
+        // The reader has seen enough: `weir … | head`.
+        Err(error) if out::is_broken_pipe(&error) => Exit::Fine.into(),
+        Err(error) => {
+            anstream::eprintln!("weir: {}", clean(&format!("{error:#}")));
+            Exit::Failed.into()
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! `weir replay`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use weir_engine::engine::{Engine, Snapshot, Transition};
+use weir_engine::time::Time;
+
+use super::Exit;
+use super::out;
+use crate::outputs::text::clean;
+use crate::run::record::Recording;
+
+/// Feeds a recording to the engine and prints every transition, then the last snapshot, one JSON line each. The same recording
+/// gives the same bytes on every machine.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Replay {
+    /// File written by `weir run --record`
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+const EXAMPLES: &str = "Examples:
+  weir replay incident.jsonl
+  weir replay incident.jsonl | jq -r 'select(.transition) | .transition.why'";
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Line<'a> {
+    Transition(&'a Transition),
+    Snapshot(&'a Snapshot),
+}
+
+impl Replay {
+    /// Replays and prints.
+    pub fn run(self) -> anyhow::Result<Exit> {
+        let Self { file } = self;
+        let mut recording = Recording::open(&file)?;
+        let mut engine = Engine::new(recording.settings.clone());
+        let mut last = Time::default();
+        while let Some((now, input)) = recording.next_input()? {
+            last = now;
+            if let Err(error) = engine.input(now, input) {
+                anstream::eprintln!("weir: at {now}: {}", clean(&error.to_string()));
+            }
+            while let Some(transition) = engine.poll_transition() {
+                out::json(&Line::Transition(&transition))?;
+            }
+        }
+        out::json(&Line::Snapshot(&engine.snapshot(last)))?;
+        Ok(Exit::Fine)
+    }
+}

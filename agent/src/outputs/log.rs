@@ -1,0 +1,86 @@
+//! The log: one line per transition, one per problem, on standard error.
+
+use std::io;
+use std::str::FromStr;
+
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use weir_engine::snapshot::{EndView, Transition};
+use weir_engine::verdict::State;
+
+use super::text::clean;
+use crate::cluster::manifests::{Problem, Severity};
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Starts logging to standard error. The filter comes from `RUST_LOG`, else `info`.
+///
+/// # Errors
+/// When `RUST_LOG` is not a filter.
+pub fn init(format: LogFormat) -> anyhow::Result<()> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(text) if !text.is_empty() => EnvFilter::from_str(&text).map_err(|e| {
+            anyhow::anyhow!("RUST_LOG={} is not a log filter: {e}; try RUST_LOG=weir=debug", clean(&text))
+        })?,
+        Ok(_) | Err(_) => EnvFilter::new("info"),
+    };
+    install(format, filter, io::stderr);
+    Ok(())
+}
+
+fn install<W: for<'a> MakeWriter<'a> + Send + Sync + 'static>(format: LogFormat, filter: EnvFilter, writer: W) {
+    let ansi = anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
+    // A second start (tests) keeps the first.
+    let _ = match format {
+        LogFormat::Text => builder.with_ansi(ansi).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+}
+
+/// One line for a pair that changed its state.
+pub fn transition(transition: &Transition) {
+    let state = |s: Option<State>| s.map_or("none", State::as_str);
+    let source = end(&transition.source);
+    let destination = end(&transition.destination);
+    let policies = transition.policies.join(",");
+    let edit = transition.since_edit.as_ref().map(|e| e.object.to_string()).unwrap_or_default();
+    info!(
+        flow = &*clean(&transition.flow),
+        severity = transition.severity.as_str(),
+        from = state(transition.from),
+        to = state(transition.to),
+        source = &*clean(&source),
+        destination = &*clean(&destination),
+        port = transition.port,
+        protocol = transition.protocol.as_str(),
+        policies = &*clean(&policies),
+        edit = &*clean(&edit),
+        why = &*clean(&transition.why),
+        "transition"
+    );
+}
+
+/// One line for something wrong with the manifests.
+pub fn problem(problem: &Problem) {
+    let text = problem.to_string();
+    match problem.severity {
+        Severity::Error => warn!(problem = &*clean(&text), "a manifest was not read"),
+        Severity::Warning => warn!(problem = &*clean(&text), "a manifest is doubtful"),
+    }
+}
+
+/// `namespace/workload`, or what the end is where it is no workload.
+#[must_use]
+pub fn end(end: &EndView) -> String {
+    if end.namespace.is_empty() { end.workload.to_string() } else { format!("{}/{}", end.namespace, end.workload) }
+}

@@ -1,0 +1,11 @@
+//! What leaves the agent: metrics, pages, the socket's answers, log lines. All of it reads [`View`]s; nothing here knows the
+//! engine.
+
+pub mod http;
+pub mod log;
+pub mod metrics;
+pub mod socket;
+pub mod text;
+mod view;
+
+pub use view::{AgentView, ProbeView, View, ViewError, Views};

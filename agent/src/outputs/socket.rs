@@ -1,0 +1,244 @@
+//! The Unix socket between the agent and the command line: one JSON request a line, one JSON answer a line.
+//!
+//! Who may open the file may read everything the agent knows; nothing can be changed through it.
+
+use std::convert::Infallible;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream as Client;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tracing::warn;
+
+use super::{View, Views};
+
+/// Version of requests and answers.
+pub const VERSION: u32 = 1;
+/// Where the socket is unless told otherwise.
+pub const DEFAULT_PATH: &str = "/run/weir/weir.sock";
+/// Owner and group may connect.
+const MODE: u32 = 0o660;
+/// Bytes of one request.
+const MAX_REQUEST: u64 = 64 << 10;
+/// Bytes of one answer, as the reader accepts it.
+const MAX_ANSWER: u64 = 1 << 30;
+/// Clients at the same time.
+const MAX_CLIENTS: usize = 64;
+/// A client that says or reads nothing for so long is let go.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// One line from the client.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Request {
+    v: u32,
+    get: String,
+}
+
+/// One line to the client.
+#[derive(Serialize)]
+struct Answer<'a> {
+    v: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot: Option<&'a View>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Reply {
+    v: u32,
+    snapshot: Option<View>,
+    error: Option<String>,
+}
+
+/// Why the socket can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Somebody answers on it.
+    #[error("{} belongs to an agent that runs; stop that one, or choose another path with --socket", .0.display())]
+    Taken(PathBuf),
+    /// Something else is there.
+    #[error("{} exists and is no socket; remove it, or choose another path with --socket", .0.display())]
+    NotASocket(PathBuf),
+    /// The system refused.
+    #[error("cannot make the socket {}: {cause}; choose a writable path with --socket", .path.display())]
+    Failed {
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+}
+
+/// A bound socket; the file goes away with it.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Socket {
+    /// Binds the socket. The file of an agent that is gone is replaced.
+    ///
+    /// # Errors
+    /// [`BindError`].
+    pub fn bind(path: &Path) -> Result<Self, BindError> {
+        let fail = |cause| BindError::Failed { path: path.to_owned(), cause };
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).map_err(fail)?;
+        match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(fail(error)),
+            Ok(meta) if !meta.file_type().is_socket() => return Err(BindError::NotASocket(path.to_owned())),
+            Ok(_) => match Client::connect(path) {
+                Ok(_) => return Err(BindError::Taken(path.to_owned())),
+                // Nobody listens any more: what an agent leaves behind that was killed.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(fail(error)),
+            },
+        }
+        // Bound under a name of its own and moved: nobody can connect before the mode is set.
+        let fresh = folder.join(format!(".weir-{}.sock", std::process::id()));
+        let _ = fs::remove_file(&fresh);
+        let listener = UnixListener::bind(&fresh).map_err(fail)?;
+        let moved =
+            fs::set_permissions(&fresh, fs::Permissions::from_mode(MODE)).and_then(|()| fs::rename(&fresh, path));
+        if let Err(error) = moved {
+            let _ = fs::remove_file(&fresh);
+            return Err(fail(error));
+        }
+        let inode = fs::symlink_metadata(path).map_err(fail)?.ino();
+        Ok(Self { listener, path: path.to_owned(), inode })
+    }
+
+    /// Answers clients, for ever.
+    pub async fn serve(&self, views: Views) -> Infallible {
+        let room = Arc::new(Semaphore::new(MAX_CLIENTS));
+        loop {
+            let accepted = self.listener.accept().await;
+            match accepted {
+                Ok((stream, _)) => {
+                    let Ok(permit) = room.clone().try_acquire_owned() else { continue };
+                    let views = views.clone();
+                    tokio::spawn(async move {
+                        // A client that goes away is its own business.
+                        let _ = answer(stream, views).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "the socket cannot accept a client");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Not the file of an agent that came after this one.
+        if fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+async fn answer(stream: UnixStream, views: Views) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut read = tokio::io::BufReader::new(read);
+    loop {
+        let mut line = Vec::new();
+        let mut bounded = (&mut read).take(MAX_REQUEST);
+        let read = bounded.read_until(b'\n', &mut line);
+        if tokio::time::timeout(IDLE, read).await.map_err(|_| io::ErrorKind::TimedOut)?? == 0 {
+            return Ok(());
+        }
+        let complete = line.ends_with(b"\n");
+        let mut text = respond(&line, complete, &views).await;
+        text.push(b'\n');
+        tokio::time::timeout(IDLE, write.write_all(&text)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        if !complete {
+            return Ok(());
+        }
+    }
+}
+
+async fn respond(line: &[u8], complete: bool, views: &Views) -> Vec<u8> {
+    let refuse = |error: String| Answer { v: VERSION, snapshot: None, error: Some(error) };
+    let encode = |answer: &Answer<'_>| serde_json::to_vec(answer).unwrap_or_default();
+    let request: Request = match serde_json::from_slice(line) {
+        Ok(request) => request,
+        Err(_) if !complete => return encode(&refuse(format!("a request is one line of at most {MAX_REQUEST} bytes"))),
+        Err(error) => return encode(&refuse(format!("not a request: {error}; try {{\"v\":1,\"get\":\"snapshot\"}}"))),
+    };
+    if request.v != VERSION {
+        return encode(&refuse(format!("this agent speaks version {VERSION}, the request has version {}", request.v)));
+    }
+    match request.get.as_str() {
+        "snapshot" => match views.get().await {
+            Ok(view) => encode(&Answer { v: VERSION, snapshot: Some(&view), error: None }),
+            Err(error) => encode(&refuse(error.to_string())),
+        },
+        other => encode(&refuse(format!("there is no {other:?} to get; there is: snapshot"))),
+    }
+}
+
+/// Why the agent can't be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens there.
+    #[error("no agent answers on {}: {cause}; start one with `weir run`, or name its socket with --socket", .path.display())]
+    Unreachable {
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// It says no.
+    #[error("the agent on {} answers: {message}", .path.display())]
+    Refused {
+        /// The path.
+        path: PathBuf,
+        /// What it says.
+        message: String,
+    },
+    /// It says something else.
+    #[error("what answers on {} speaks another language ({message}); are the agent and this command of one version?", .path.display())]
+    Strange {
+        /// The path.
+        path: PathBuf,
+        /// What does not fit.
+        message: String,
+    },
+}
+
+/// Asks the agent behind a socket for its view.
+///
+/// # Errors
+/// [`AskError`].
+pub fn ask(path: &Path) -> Result<View, AskError> {
+    let unreachable = |cause| AskError::Unreachable { path: path.to_owned(), cause };
+    let strange = |message: String| AskError::Strange { path: path.to_owned(), message };
+    let mut stream = Client::connect(path).map_err(unreachable)?;
+    stream.set_read_timeout(Some(IDLE)).map_err(unreachable)?;
+    stream.set_write_timeout(Some(IDLE)).map_err(unreachable)?;
+    stream.write_all(b"{\"v\":1,\"get\":\"snapshot\"}\n").map_err(unreachable)?;
+    let mut line = String::new();
+    BufReader::new(stream).take(MAX_ANSWER).read_line(&mut line).map_err(unreachable)?;
+    let reply: Reply = serde_json::from_str(&line).map_err(|e| strange(e.to_string()))?;
+    match reply {
+        Reply { error: Some(message), .. } => Err(AskError::Refused { path: path.to_owned(), message }),
+        Reply { v: VERSION, snapshot: Some(view), .. } => Ok(view),
+        Reply { v, .. } => Err(strange(format!("version {v}"))),
+    }
+}

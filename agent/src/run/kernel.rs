@@ -1,0 +1,63 @@
+//! The probes as the event loop's observer: events become observations with the running kernel's names.
+
+use std::collections::BTreeSet;
+
+use weir_common::Event;
+use weir_engine::observation::Observation;
+
+use super::Observer;
+use crate::outputs::ProbeView;
+use crate::probes::{Decoder, ProbeError, ProbeSettings, ProbeStatus, Probes};
+
+/// Watches this machine's kernel.
+#[derive(Debug)]
+pub struct Kernel {
+    probes: Probes,
+    decoder: Decoder,
+    events: Vec<Event>,
+}
+
+impl Kernel {
+    /// Loads the probes.
+    ///
+    /// # Errors
+    /// [`ProbeError`]; every message says what to do.
+    pub fn load(ports: impl IntoIterator<Item = u16>) -> Result<Self, ProbeError> {
+        let settings = ProbeSettings { ports: ports.into_iter().collect::<BTreeSet<_>>(), ..ProbeSettings::default() };
+        let probes = Probes::load(&settings)?;
+        for ProbeStatus { name, hook, active, reason } in probes.status() {
+            match reason {
+                _ if *active => tracing::debug!(probe = name, hook, "probe attached"),
+                reason => tracing::warn!(probe = name, hook, reason, "probe inactive; what it would see stays unknown"),
+            }
+        }
+        let decoder = probes.decoder();
+        Ok(Self { probes, decoder, events: Vec::new() })
+    }
+}
+
+impl Observer for Kernel {
+    async fn next(&mut self, batch: &mut Vec<Observation>) -> anyhow::Result<()> {
+        self.probes.next_batch(&mut self.events).await?;
+        // No await from here on: a dropped future leaves no event behind.
+        batch.extend(self.events.drain(..).filter_map(|event| self.decoder.decode(&event)));
+        Ok(())
+    }
+
+    fn probes(&self) -> Vec<ProbeView> {
+        let view = |p: &ProbeStatus| ProbeView { name: p.name.to_owned(), active: p.active, reason: p.reason.clone() };
+        self.probes.status().iter().map(view).collect()
+    }
+
+    fn lost(&mut self) -> Vec<(&'static str, u64)> {
+        let counters = self.probes.counters();
+        // Aggregated drops are no loss: a later event carries their number.
+        vec![
+            ("ring-buffer", counters.lost_events),
+            ("attempt-map", counters.lost_attempts),
+            ("drop-rate-limit", counters.suppressed_drops),
+            ("probe-recursion", counters.skipped_runs),
+            ("decode", counters.malformed_events),
+        ]
+    }
+}

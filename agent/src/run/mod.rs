@@ -1,0 +1,150 @@
+//! `weir run`: brings everything up in the order in which it can fail, runs until told to stop, takes everything down.
+
+mod clock;
+mod event_loop;
+mod kernel;
+pub mod record;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info};
+use weir_engine::engine::{Engine, Settings};
+
+use crate::cluster::manifests::{Keep, Update, Watch};
+use crate::outputs::socket::Socket;
+use crate::outputs::{Views, http};
+
+pub use clock::Clock;
+pub use event_loop::{EventLoop, Observer};
+pub use kernel::Kernel;
+pub use record::Recorder;
+
+/// How often manifests are looked at.
+const POLL: Duration = Duration::from_millis(250);
+/// How long clients get to finish when the agent stops.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What `weir run` was told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Files and folders with cluster objects.
+    pub manifests: Vec<PathBuf>,
+    /// Where metrics and pages are served.
+    pub listen: SocketAddr,
+    /// Where the command line asks.
+    pub socket: PathBuf,
+    /// The engine's.
+    pub settings: Settings,
+    /// Where the engine's inputs are recorded.
+    pub record: Option<PathBuf>,
+    /// Bytes that a recording may have.
+    pub record_limit: u64,
+}
+
+/// Runs the agent until SIGTERM or SIGINT. `observe` loads the probes, once everything cheaper has succeeded.
+///
+/// # Errors
+/// Whatever kept it from starting, as one line that says what to do; or the loss of its probes later.
+pub async fn run<O: Observer>(
+    config: Config,
+    observe: impl FnOnce(&Settings) -> anyhow::Result<O>,
+) -> anyhow::Result<()> {
+    run_until(config, observe, stop_signal).await
+}
+
+/// Like [`run`], until what `stop` gives is done. It is asked when the manifests have been read and before anything is made
+/// that has to be cleaned up.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_until<O: Observer, S: Future<Output = ()>>(
+    config: Config,
+    observe: impl FnOnce(&Settings) -> anyhow::Result<O>,
+    stop: impl FnOnce() -> anyhow::Result<S>,
+) -> anyhow::Result<()> {
+    let Config { manifests, listen, socket, mut settings, record, record_limit } = config;
+    let clock = Clock::start();
+    settings.wall_offset_ns = clock.wall_offset_ns();
+
+    let keep = if record.is_some() { Keep::Value } else { Keep::Object };
+    let (manifests, first) = Watch::new(manifests, keep)?;
+    // Until here a signal simply ends the process: there is nothing to clean up.
+    let stopped = stop()?;
+    let listener = TcpListener::bind(listen).await.map_err(|e| {
+        anyhow!("cannot listen on {listen}: {e}; stop who has it, or choose another address with --listen")
+    })?;
+    let address = listener.local_addr()?;
+    let socket_path = socket;
+    let socket = Socket::bind(&socket_path)?;
+    let recorder = record.map(|path| Recorder::create(&path, &settings, record_limit)).transpose()?;
+    let observer = observe(&settings)?;
+
+    let (views, requests) = Views::channel();
+    let updates = follow(manifests);
+    let mut event_loop = EventLoop::new(Engine::new(settings), clock, observer, recorder);
+    event_loop.load(first);
+    info!(version = env!("CARGO_PKG_VERSION"), http = %address, socket = %socket_path.display(), "weir runs");
+
+    let (tell, told) = watch::channel(());
+    let server = tokio::spawn(http::serve(listener, views.clone(), until_closed(told)));
+    let ended = tokio::select! {
+        ended = event_loop.run(updates, requests, stopped) => ended,
+        never = socket.serve(views) => match never {},
+    };
+    drop(tell);
+    drop(socket);
+    if let Ok(Ok(Err(failure))) = tokio::time::timeout(FAREWELL, server).await {
+        error!(%failure, "the HTTP server failed");
+    }
+    if ended.is_ok() {
+        info!("weir stops");
+    }
+    ended
+}
+
+async fn until_closed(mut told: watch::Receiver<()>) {
+    while told.changed().await.is_ok() {}
+}
+
+/// SIGTERM or SIGINT; caught from now on, not only when waited for.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Looks at the manifests from a thread of its own: parsing thousands of objects must not hold up the engine.
+fn follow(mut manifests: Watch) -> mpsc::Receiver<Update> {
+    let (send, updates) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        while !send.is_closed() {
+            std::thread::sleep(POLL);
+            if let Some(update) = manifests.poll()
+                && send.blocking_send(update).is_err()
+            {
+                return;
+            }
+        }
+    });
+    updates
+}
+
+/// What a future becomes that may be absent.
+async fn maybe<F: Future>(future: Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}

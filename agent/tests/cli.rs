@@ -1,0 +1,237 @@
+//! The command line as users meet it: the real binary, its text and its exit codes.
+
+mod common;
+
+use std::io::Read as _;
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+use common::{busy, empty, pair, serve, workload};
+use snapbox::cmd::{Command, cargo_bin};
+use snapbox::{Data, assert_data_eq, file};
+use tokio::runtime::Runtime;
+use weir::outputs::View;
+use weir::outputs::socket::Socket;
+use weir_engine::verdict::State;
+
+fn weir() -> Command {
+    Command::new(cargo_bin!("weir")).env_remove("WEIR_SOCKET").env_remove("WEIR_NODE").env_remove("RUST_LOG")
+}
+
+fn run(args: &[&str]) -> Output {
+    weir().args(args).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Compares standard output with a golden file.
+fn golden(args: &[&str], code: i32, expected: Data) {
+    let output = run(args);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {}", stderr(&output));
+    let text = stdout(&output);
+    assert_data_eq!(&text, expected);
+    assert!(!text.contains('\u{1b}'), "no colours in a pipe");
+}
+
+#[test]
+fn help() {
+    golden(&["--help"], 0, file!["golden/help.txt"]);
+    golden(&["run", "--help"], 0, file!["golden/help-run.txt"]);
+    golden(&["status", "--help"], 0, file!["golden/help-status.txt"]);
+    golden(&["flows", "--help"], 0, file!["golden/help-flows.txt"]);
+    golden(&["doctor", "--help"], 0, file!["golden/help-doctor.txt"]);
+    golden(&["replay", "--help"], 0, file!["golden/help-replay.txt"]);
+}
+
+#[test]
+fn help_fits_100_columns() {
+    for command in ["run", "status", "doctor", "flows", "replay"] {
+        for line in stdout(&run(&[command, "--help"])).lines() {
+            assert!(line.chars().count() <= 100, "{command}: {line}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_start_says_why_on_one_line_and_exits_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = folder.path().join("cluster.yaml");
+    std::fs::write(&manifest, "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n").unwrap();
+    let socket = folder.path().join("weir.sock");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let (manifest, socket) = (manifest.to_str().unwrap(), socket.to_str().unwrap());
+    let start = ["run", "--socket", socket, "--listen", "127.0.0.1:0", "--manifests"];
+    let with = |more: &[&'static str]| start.iter().copied().chain(more.iter().copied()).collect::<Vec<_>>();
+    let table: Vec<(Vec<&str>, &str)> = vec![
+        (with(&["/no/such/path"]), "cannot read manifests from /no/such/path"),
+        (
+            vec!["run", "--socket", socket, "--listen", &taken, "--manifests", manifest],
+            "choose another address with --listen",
+        ),
+        (
+            vec!["run", "--socket", manifest, "--listen", "127.0.0.1:0", "--manifests", manifest],
+            "is no socket; remove it",
+        ),
+        (
+            vec!["run", "--socket", "/proc/x/s.sock", "--listen", "127.0.0.1:0", "--manifests", manifest],
+            "cannot make the socket",
+        ),
+        (vec!["status", "--socket", socket], "start one with `weir run`"),
+        (vec!["flows", "xds"], "like it: sidecar-xds"),
+        (vec!["flows", "--symptom", "zzz"], "try fewer"),
+        (vec!["replay", "/no/such/file"], "/no/such/file: No such file"),
+        (vec!["replay", manifest], "not a recording"),
+    ];
+    for (args, says) in table {
+        let output = run(&args);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
+        assert_eq!((text.lines().count(), stdout(&output).as_str()), (1, ""), "{args:?}: {text}");
+        assert!(text.starts_with("weir: ") && text.contains(says), "{args:?}: {text}");
+        assert!(text.matches("os error").count() <= 1, "said once: {text}");
+    }
+}
+
+#[test]
+fn wrong_flags_exit_2() {
+    let table: [(&[&str], &str); 7] = [
+        (&[], "Usage"),
+        (&["dance"], "unrecognized subcommand"),
+        (&["run"], "--manifests"),
+        (&["run", "--manifests", "x", "--ports", "0"], "0 is not in 1..=65535"),
+        (&["run", "--manifests", "x", "--window", "soon"], "try 90s, 5m or 1h"),
+        (&["run", "--manifests", "x", "--listen", "here"], "invalid socket address"),
+        (&["status", "--output", "xml"], "possible values: table, json"),
+    ];
+    for (args, says) in table {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(stderr(&output).contains(says), "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn flows() {
+    golden(&["flows", "sidecar-xds"], 0, file!["golden/flows-sidecar-xds.txt"]);
+    golden(&["flows", "--symptom", "failed calling webhook"], 0, file!["golden/flows-symptom.txt"]);
+    let all = stdout(&run(&["flows"]));
+    assert!(all.lines().all(|l| l.chars().count() <= 100), "{all}");
+    let by_code = run(&["flows", "SC-XDS", "--output", "json"]);
+    let json: serde_json::Value = serde_json::from_slice(&by_code.stdout).unwrap();
+    assert_eq!((&json["version"], &json["flows"][0]["id"]), (&1.into(), &"sidecar-xds".into()));
+}
+
+/// An agent that shows this view, as long as the runtime lives.
+fn agent(view: View, path: &Path) -> Runtime {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let context = runtime.enter();
+    let socket = Socket::bind(path).unwrap();
+    let views = serve(view);
+    runtime.spawn(async move {
+        socket.serve(views).await;
+    });
+    drop(context);
+    runtime
+}
+
+#[test]
+fn status_shows_what_needs_attention_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weir.sock");
+    let _agent = agent(busy(), &path);
+    let socket = path.to_str().unwrap();
+    golden(&["status", "--socket", socket], 1, file!["golden/status.txt"]);
+    golden(&["status", "--all", "--socket", socket], 1, file!["golden/status-all.txt"]);
+    let pairs = |args: &[&str]| {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(1));
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        json["pairs"].as_array().unwrap().len()
+    };
+    assert_eq!(pairs(&["status", "--output", "json", "--socket", socket]), 3);
+    assert_eq!(pairs(&["status", "--output", "json", "--all", "--socket", socket]), 5);
+}
+
+#[test]
+fn status_ends_as_the_states_say() {
+    let one = |state| {
+        let mut view = empty();
+        view.snapshot.pairs =
+            vec![pair("sidecar-xds", state, workload("shop", "cart"), workload("istio-system", "istiod"), 15012)];
+        view
+    };
+    let mut loading = one(State::Verified);
+    loading.snapshot.synced = false;
+    let mut table: Vec<(String, View, i32)> =
+        vec![("nothing known".into(), empty(), 2), ("loading".into(), loading, 2)];
+    for state in State::ALL {
+        let code = match state {
+            State::Verified | State::Silent => 0,
+            State::Unknown => 2,
+            State::Denied
+            | State::Predicted
+            | State::AtRisk
+            | State::Unenforced
+            | State::Unexplained
+            | State::Failing => 1,
+        };
+        table.push((state.to_string(), one(state), code));
+    }
+    for (name, view, code) in table {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weir.sock");
+        let _agent = agent(view, &path);
+        let output = run(&["status", "--socket", path.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(code), "{name}: {}{}", stdout(&output), stderr(&output));
+    }
+}
+
+#[test]
+fn hostile_names_do_not_reach_the_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weir.sock");
+    let mut view = busy();
+    let name = "\u{1b}]0;owned\u{7}\u{1b}[2J\r\n\u{202e}evil";
+    view.snapshot.pairs[0].source.workload = name.into();
+    view.snapshot.pairs[0].policies = vec![name.to_owned()];
+    view.agent.problems[0].message = name.to_owned();
+    let _agent = agent(view, &path);
+    for format in ["table", "json"] {
+        let text = stdout(&run(&["status", "--all", "--output", format, "--socket", path.to_str().unwrap()]));
+        let hostile = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
+        assert!(!text.contains(hostile), "{format}: {text:?}");
+    }
+    let error = stderr(&run(&["replay", "\u{1b}[2J"]));
+    assert!(!error.contains('\u{1b}'), "{error:?}");
+}
+
+#[test]
+fn colours_are_there_when_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weir.sock");
+    let _agent = agent(busy(), &path);
+    let output =
+        weir().args(["status", "--socket", path.to_str().unwrap()]).env("CLICOLOR_FORCE", "1").output().unwrap();
+    assert!(stdout(&output).contains("\u{1b}["));
+}
+
+#[test]
+fn a_reader_who_leaves_early_is_no_failure() {
+    let mut child = std::process::Command::new(cargo_bin!("weir"))
+        .args(["flows", "--output", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!((child.wait().unwrap().code(), text.as_str()), (Some(0), ""));
+}

@@ -1,0 +1,193 @@
+//! A view as an agent would show it, made by hand: nothing here comes from the engine.
+#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses its part")]
+
+use std::sync::Arc;
+
+use weir::cluster::manifests::{Problem, Severity as Trouble};
+use weir::outputs::{AgentView, ProbeView, View, Views};
+use weir_engine::attempt::Outcome;
+use weir_engine::cluster::Kind;
+use weir_engine::observation::DropClass;
+use weir_engine::policy::{Selecting, Side};
+use weir_engine::requirement::Severity;
+use weir_engine::snapshot::{
+    AttemptCount, DropCount, EndView, Latency, Loss, ObjectCount, Overflow, PairView, Snapshot, StateCount, VERSION,
+};
+use weir_engine::time::Time;
+use weir_engine::verdict::State;
+use weir_engine::words::{Direction, Name, Protocol};
+
+const SECOND: u64 = 1_000_000_000;
+
+pub fn workload(namespace: &str, name: &str) -> EndView {
+    EndView {
+        kind: "workload".to_owned(),
+        namespace: namespace.into(),
+        workload: name.into(),
+        workload_kind: "Deployment".into(),
+    }
+}
+
+pub fn pair(flow: &str, state: State, source: EndView, destination: EndView, port: u16) -> PairView {
+    PairView {
+        flow: flow.into(),
+        code: "X".into(),
+        profile: "sidecar".into(),
+        severity: Severity::Critical,
+        purpose: "configuration".into(),
+        symptom: "not ready".into(),
+        source,
+        destination,
+        protocol: Protocol::Tcp,
+        port,
+        service_port: None,
+        state,
+        why: "no attempt within the window".to_owned(),
+        since: Time(88 * SECOND),
+        since_unix_ns: 0,
+        directions: Vec::new(),
+        policies: Vec::new(),
+        egress: Side::NotIsolated,
+        ingress: Side::NotIsolated,
+        instances: 1,
+        not_admitted: Vec::new(),
+        not_admitted_count: 0,
+        evidence: None,
+        since_edit: None,
+        attempts: 0,
+    }
+}
+
+pub fn side(policies: &[&str]) -> Side {
+    let name =
+        |text: &str| text.split_once('/').map(|(ns, name)| Name::new(ns, name)).unwrap_or_else(|| Name::new("", text));
+    Side::NotAdmitted {
+        selecting: policies.iter().map(|p| Selecting { policy: name(p), misses: Vec::new() }).collect(),
+    }
+}
+
+pub fn denied(mut pair: PairView, egress: &[&str], ingress: &[&str]) -> PairView {
+    pair.state = State::Denied;
+    if !egress.is_empty() {
+        pair.directions.push(Direction::Egress);
+        pair.egress = side(egress);
+    }
+    if !ingress.is_empty() {
+        pair.directions.push(Direction::Ingress);
+        pair.ingress = side(ingress);
+    }
+    pair.policies = egress.iter().chain(ingress).map(|p| (*p).to_owned()).collect();
+    pair.policies.sort();
+    pair
+}
+
+/// Nothing known, everything in order.
+pub fn empty() -> View {
+    let snapshot = Snapshot {
+        version: VERSION,
+        at: Time(100 * SECOND),
+        at_unix_ns: 0,
+        synced: true,
+        pairs: Vec::new(),
+        counts: Vec::new(),
+        attempts: Vec::new(),
+        drops: Vec::new(),
+        latencies: Vec::new(),
+        lost: Vec::new(),
+        objects: Vec::new(),
+        overflow: Overflow::default(),
+        pending_attempts: 0,
+        unattributed_attempts: 0,
+        transitions: Vec::new(),
+    };
+    let probe = |name: &str, active| ProbeView {
+        name: name.to_owned(),
+        active,
+        reason: (!active).then(|| "no such hook".to_owned()),
+    };
+    let agent = AgentView {
+        version: "1.2.3".to_owned(),
+        probes: vec![probe("tcp_state", true), probe("udp_release", false)],
+        ..AgentView::default()
+    };
+    View { snapshot, agent }
+}
+
+/// One of most things.
+pub fn busy() -> View {
+    let mut view = empty();
+    let istiod = || workload("istio-system", "istiod");
+    let mut quiet =
+        pair("sidecar-dns", State::Silent, workload("shop", "cart"), workload("kube-system", "coredns"), 53);
+    quiet.protocol = Protocol::Udp;
+    let mut failing =
+        pair("sidecar-metrics", State::Failing, workload("monitoring", "prometheus"), workload("shop", "web"), 15020);
+    failing.why = "refused: nobody listens on 15020".to_owned();
+    failing.since = Time(10 * SECOND);
+    let mut webhook =
+        pair("control-plane-webhook", State::AtRisk, workload("kube-system", "vpn-shoot"), istiod(), 15017);
+    webhook.service_port = Some(443);
+    webhook.directions = vec![Direction::Ingress];
+    webhook.ingress = side(&["istio-system/default-deny"]);
+    webhook.policies = vec!["istio-system/default-deny".to_owned()];
+    view.snapshot.pairs = vec![
+        denied(
+            pair("sidecar-xds", State::Denied, workload("shop", "cart"), istiod(), 15012),
+            &["shop/default-deny", "shop/allow-dns"],
+            &["istio-system/default-deny"],
+        ),
+        webhook,
+        failing,
+        quiet,
+        pair("sidecar-xds", State::Verified, workload("shop", "web"), istiod(), 15012),
+    ];
+    let count = |flow: &str, state, count| StateCount { flow: flow.into(), severity: Severity::Critical, state, count };
+    view.snapshot.counts = vec![
+        count("sidecar-xds", State::Denied, 1),
+        count("sidecar-xds", State::Verified, 1),
+        count("sidecar-dns", State::Silent, 1),
+    ];
+    view.snapshot.attempts = vec![
+        AttemptCount { flow: "sidecar-xds".into(), outcome: Outcome::Dropped, count: 7 },
+        AttemptCount { flow: "none".into(), outcome: Outcome::Established, count: 3 },
+    ];
+    let drop = |port, reason: &str, count| DropCount {
+        class: DropClass::Netfilter,
+        reason: reason.to_owned(),
+        port,
+        protocol: Protocol::Tcp,
+        count,
+    };
+    view.snapshot.drops = vec![drop(15012, "NETFILTER_DROP", 9), drop(443, "", 2), drop(0, "", 4)];
+    view.snapshot.latencies = vec![Latency {
+        flow: "sidecar-xds".into(),
+        buckets: vec![2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+        sum_ns: 12_500_000_000,
+        count: 4,
+    }];
+    view.snapshot.lost = vec![Loss { stage: "ring-buffer".to_owned(), count: 5, last: Time(0) }];
+    view.snapshot.objects =
+        vec![ObjectCount { kind: Kind::Pod, count: 12 }, ObjectCount { kind: Kind::NetworkPolicy, count: 3 }];
+    view.agent.problems = vec![Problem {
+        severity: Trouble::Error,
+        file: "policies.yaml".into(),
+        document: Some(2),
+        line: Some(14),
+        message: "mapping values are not allowed here".to_owned(),
+        hint: None,
+    }];
+    view.agent.files = 2;
+    view
+}
+
+/// Answers every request with this view.
+pub fn serve(view: View) -> Views {
+    let (views, mut requests) = Views::channel();
+    let view = Arc::new(view);
+    tokio::spawn(async move {
+        while let Some(reader) = requests.recv().await {
+            let _ = reader.send(view.clone());
+        }
+    });
+    views
+}

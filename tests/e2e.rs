@@ -1,0 +1,246 @@
+//! The main job on real packets: every flow of a fixture, before and after its policies, as the running agent reports it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    DriveOptions, Enforcement, Family, FarAnswer, Fixture, MeshOptions, Protocol, Rehearsal, agent, fixture, rehearsal,
+};
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+#[test]
+fn control_plane_under_deny_all_then_opened() -> Result<()> {
+    all_states("scenarios/00-control-plane-install", Enforcement::Drop, Family::V4)
+}
+
+#[test]
+fn sidecar_injection_under_deny_all_then_opened() -> Result<()> {
+    all_states("scenarios/01-sidecar-injection", Enforcement::Drop, Family::V4)
+}
+
+#[test]
+fn the_same_over_ipv6() -> Result<()> {
+    all_states("scenarios/01-sidecar-injection", Enforcement::Drop, Family::V6)
+}
+
+#[test]
+fn a_reject_by_a_policy_is_denied_and_rejected() -> Result<()> {
+    for enforcement in [Enforcement::Reject, Enforcement::RejectWithReset] {
+        let rehearsal = begin("scenarios/01-sidecar-injection", enforcement)?;
+        let flow = rehearsal.flow("sc-02-xds-ca")?;
+        let (pair, _) = rehearsal.drive_until(flow, &DriveOptions::default(), "denied", Duration::from_secs(4))?;
+        ensure!(pair["evidence"]["outcome"] == "rejected", "{enforcement:?}: {}", pair["evidence"]);
+        ensure!(pair["policies"] == serde_json::json!(["my-namespace/default-deny"]), "{}", pair["policies"]);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_missing_listener_is_failing_and_never_denied() -> Result<()> {
+    let rehearsal = begin("scenarios/01-sidecar-injection", Enforcement::Drop)?;
+    rehearsal.enter("after", Enforcement::Drop)?;
+    let flow = rehearsal.flow("sc-02-xds-ca")?;
+    let options = DriveOptions::default();
+    rehearsal.drive_until(flow, &options, "verified", Duration::from_secs(8))?;
+    ensure!(rehearsal.mesh.stop_listening(&flow.to, Protocol::Tcp, flow.port)?, "nothing was listening");
+    let (pair, _) = rehearsal.drive_until(flow, &options, "failing", Duration::from_secs(4))?;
+    ensure!(pair["evidence"]["outcome"] == "refused", "{}", pair["evidence"]);
+    // Where the policies do not admit and no rule of theirs fires, a refusal is no proof against them either.
+    rehearsal.enter("before", Enforcement::Drop)?;
+    rehearsal.mesh.remove_policies()?;
+    std::thread::sleep(Duration::from_secs(2)); // the agent reads the edit
+    rehearsal.mesh.drive(std::slice::from_ref(flow), &options)?;
+    std::thread::sleep(Duration::from_secs(1));
+    let pair = rehearsal.pair(flow)?.context("the pair is gone")?;
+    ensure!(pair["state"] != "denied", "{}", rehearsal::line(&pair));
+    Ok(())
+}
+
+#[test]
+fn a_silent_loss_is_reported_within_four_seconds_and_is_not_called_a_drop() -> Result<()> {
+    let fixture = Fixture::load(&fixture::fixtures_dir().join("scenarios/00-control-plane-install"))?;
+    let mesh = MeshOptions { far: vec![("node-a".to_owned(), FarAnswer::Discard)] };
+    let rehearsal = Rehearsal::with(fixture, agent::binary()?, Enforcement::Drop, &mesh, &[])?;
+    rehearsal.mesh.remove_policies()?; // what drops is on the far node, unseen
+    let flow = rehearsal.flow("cp-07-gateway-xds")?;
+    let patient = DriveOptions { timeout: Duration::from_secs(5), ..DriveOptions::default() };
+    let (pair, took) = rehearsal.drive_until(flow, &patient, "predicted", Duration::from_secs(6))?;
+    println!("predicted was reported {took:?} after connect()");
+    ensure!(took < Duration::from_secs(4), "took {took:?}");
+    ensure!(pair["evidence"]["class"].is_null(), "no drop was seen here: {}", pair["evidence"]);
+    // The same loss where the policies admit is no policy's doing.
+    rehearsal.enter("after", Enforcement::Drop)?;
+    rehearsal.mesh.remove_policies()?;
+    std::thread::sleep(Duration::from_secs(2)); // the agent reads the edit
+    let (pair, took) = rehearsal.drive_until(flow, &patient, "failing", Duration::from_secs(6))?;
+    ensure!(took < Duration::from_secs(4), "took {took:?}");
+    ensure!(pair["evidence"]["outcome"] == "timed-out", "{}", pair["evidence"]);
+    Ok(())
+}
+
+#[test]
+fn a_local_drop_is_reported_within_a_second_and_a_half() -> Result<()> {
+    let rehearsal = begin("scenarios/01-sidecar-injection", Enforcement::Drop)?;
+    let flow = rehearsal.flow("sc-02-xds-ca")?;
+    let (_, took) = rehearsal.drive_until(flow, &DriveOptions::default(), "denied", Duration::from_secs(5))?;
+    println!("denied was reported {took:?} after connect()");
+    ensure!(took < Duration::from_millis(1500), "took {took:?}");
+    Ok(())
+}
+
+#[test]
+fn a_recording_replayed_gives_the_same_bytes() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let recording = folder.path().join("recording");
+    let path = recording.to_str().context("a path that is no text")?;
+    let fixture = Fixture::load(&fixture::fixtures_dir().join("scenarios/01-sidecar-injection"))?;
+    let arguments = ["--record", path];
+    let rehearsal = Rehearsal::with(fixture, agent::binary()?, Enforcement::Drop, &MeshOptions::default(), &arguments)?;
+    let comparison = rehearsal.compare("before", Family::V4, PATIENCE)?;
+    ensure!(comparison.faultless(), "{}", comparison.faults());
+    rehearsal.agent.stop()?;
+    let replay = || Command::new(agent::binary()?).arg("replay").arg(&recording).output().context("weir replay");
+    let (first, second) = (replay()?, replay()?);
+    ensure!(first.status.code() != Some(2), "{}", String::from_utf8_lossy(&first.stderr));
+    ensure!(first.stdout == second.stdout, "two replays differ");
+    ensure!(
+        String::from_utf8_lossy(&first.stdout).contains("sidecar-xds"),
+        "the replay says nothing of the denied flow"
+    );
+    Ok(())
+}
+
+#[test]
+fn metrics_name_the_flow_and_the_policies_and_promtool_accepts_them() -> Result<()> {
+    let rehearsal = begin("scenarios/01-sidecar-injection", Enforcement::Drop)?;
+    let comparison = rehearsal.compare("before", Family::V4, PATIENCE)?;
+    ensure!(comparison.faultless(), "{}", comparison.faults());
+    let metrics = rehearsal.agent.metrics()?;
+    let series: Vec<&str> = metrics
+        .lines()
+        .filter(|line| line.starts_with("weir_required_flow_denied{") && line.contains("flow=\"sidecar-xds\""))
+        .collect();
+    ensure!(series.len() == 1, "one series for the one sidecar, not {series:#?}");
+    for part in [
+        "severity=\"critical\"",
+        "direction=\"egress\"",
+        "source_namespace=\"my-namespace\"",
+        "source_workload=\"httpbin\"",
+        "destination_namespace=\"istio-system\"",
+        "destination_workload=\"istiod\"",
+        "port=\"15012\"",
+        "protocol=\"TCP\"",
+        "policies=\"my-namespace/default-deny\"",
+    ] {
+        ensure!(series[0].contains(part), "{part} is missing in {}", series[0]);
+    }
+    ensure!(series[0].ends_with("} 1"), "{}", series[0]);
+    promtool(&metrics)?;
+    rehearsal.enter("after", Enforcement::Drop)?;
+    let comparison = rehearsal.compare("after", Family::V4, PATIENCE)?;
+    ensure!(comparison.faultless(), "{}", comparison.faults());
+    let metrics = rehearsal.agent.metrics()?;
+    let still = metrics.lines().find(|l| l.starts_with("weir_required_flow_denied{") && l.contains("sidecar-xds"));
+    ensure!(still.is_none_or(|line| line.ends_with("} 0")), "still there: {still:?}");
+    promtool(&metrics)
+}
+
+#[test]
+fn kill_leaves_nothing_attached_and_nothing_in_the_way() -> Result<()> {
+    let before = loaded()?;
+    let rehearsal = begin("scenarios/01-sidecar-injection", Enforcement::Drop)?;
+    let ours: BTreeSet<u32> = loaded()?.difference(&before).copied().collect();
+    ensure!(!ours.is_empty(), "a running agent must have programs loaded: without them this test shows nothing");
+    let Rehearsal { agent, mesh, .. } = rehearsal;
+    let left = agent.kill()?;
+    let socket = left.path().join("weir.sock");
+    ensure!(socket.exists(), "a killed agent leaves its socket: without it this test shows nothing");
+    let begin = Instant::now();
+    while !loaded()?.is_disjoint(&ours) {
+        ensure!(begin.elapsed() < Duration::from_secs(3), "some of {ours:?} are still loaded");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // The next agent takes the same socket path.
+    let manifests = left.path().join("cluster.json");
+    std::fs::write(
+        &manifests,
+        serde_json::json!({"apiVersion":"v1","kind":"List","items":mesh.manifests()}).to_string(),
+    )?;
+    let next = Command::new(agent::binary()?)
+        .args(["run", "--listen", "127.0.0.1:0", "--socket"])
+        .arg(&socket)
+        .arg("--manifests")
+        .arg(&manifests)
+        .spawn()?;
+    let mut next = Killed(next);
+    let begin = Instant::now();
+    loop {
+        let status = Command::new(agent::binary()?).args(["status", "--socket"]).arg(&socket).output()?;
+        // Exit code 2 is also "could not tell": nothing was driven. The table says that it answers.
+        if !status.stdout.is_empty() {
+            break;
+        }
+        ensure!(next.0.try_wait()?.is_none(), "the next agent did not start");
+        ensure!(begin.elapsed() < Duration::from_secs(20), "{}", String::from_utf8_lossy(&status.stderr));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// Every state of a fixture in turn, with nothing reported that is not so.
+fn all_states(folder: &str, enforcement: Enforcement, family: Family) -> Result<()> {
+    let rehearsal = begin(folder, enforcement)?;
+    let states: Vec<String> = rehearsal.fixture.states.iter().map(|state| state.name.clone()).collect();
+    for (index, state) in states.iter().enumerate() {
+        if index > 0 {
+            rehearsal.enter(state, enforcement)?;
+        }
+        let comparison = rehearsal.compare(state, family, PATIENCE)?;
+        ensure!(!comparison.rows.is_empty(), "{folder}: no flow was compared");
+        ensure!(comparison.faultless(), "{folder}, {state}:\n{}\n{}", comparison.faults(), rehearsal.agent.log());
+    }
+    let status = rehearsal.agent.stop()?;
+    ensure!(status.success(), "SIGTERM must end the agent cleanly: {status}");
+    Ok(())
+}
+
+fn begin(folder: &str, enforcement: Enforcement) -> Result<Rehearsal> {
+    ensure!(nix::unistd::geteuid().is_root(), "this test needs root");
+    let fixture = Fixture::load(&fixture::fixtures_dir().join(Path::new(folder)))?;
+    Rehearsal::begin(fixture, agent::binary()?, enforcement)
+}
+
+fn promtool(metrics: &str) -> Result<()> {
+    use std::io::Write;
+    use std::process::Stdio;
+    let mut child = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("promtool (Debian package prometheus; `cargo xtask setup` installs it)")?;
+    child.stdin.take().context("no stdin")?.write_all(metrics.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "promtool check metrics: {said}");
+    Ok(())
+}
+
+/// Ids of all BPF programs that the kernel has loaded.
+fn loaded() -> Result<BTreeSet<u32>> {
+    aya::programs::loaded_programs().map(|program| Ok(program?.id())).collect()
+}
+
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}

@@ -1,0 +1,234 @@
+//! Installs what building the probes and testing need, and nothing twice.
+//!
+//! Packages come from the distribution; bpf-linker and promtool go below `target/tools`, so that neither the user's cargo
+//! folder nor the machine's services change (the package `prometheus` would start a server). Exit codes: 0 all there,
+//! 1 something is missing (`--check` only), 2 it could not be installed: the commands to type are on stdout.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{build_ebpf, tools};
+
+const LINKER_VERSION: &str = "0.13.0";
+/// bpf-linker links against the LLVM whose bitcode the compiler writes, or a newer one.
+const LLVM: &str = "/usr/lib/llvm-22";
+
+/// `cargo xtask setup`
+#[derive(clap::Args)]
+pub struct Setup {
+    /// Only report what is there and what is missing.
+    #[arg(long)]
+    check: bool,
+}
+
+/// One thing that must be there.
+struct Need {
+    name: &'static str,
+    why: &'static str,
+    /// What was found.
+    found: fn() -> Option<String>,
+    how: How,
+}
+
+enum How {
+    /// Distribution packages.
+    Packages(&'static [&'static str]),
+    /// `cargo install` below `target/tools`.
+    Linker,
+    /// One file of a distribution package, below `target/tools`.
+    Promtool,
+}
+
+const NEEDS: [Need; 7] = [
+    Need { name: "C compiler", why: "linking", found: || program("cc"), how: How::Packages(&["build-essential"]) },
+    Need {
+        name: "probe compiler",
+        why: "Rust for bpfel-unknown-none",
+        found: || build_ebpf::toolchain().map(|toolchain| build_ebpf::describe(&toolchain)),
+        how: How::Packages(&["rustc-web", "libstd-rust-web-dev", "libstd-rust-web-dev-bpf"]),
+    },
+    Need {
+        name: "LLVM 22",
+        why: "building bpf-linker",
+        found: || linker().or_else(|| Path::new(LLVM).join("bin/llvm-config").is_file().then(|| LLVM.to_owned())),
+        how: How::Packages(&["llvm-22-dev"]),
+    },
+    Need { name: "nft", why: "end-to-end tests", found: || program("nft"), how: How::Packages(&["nftables"]) },
+    Need { name: "ip", why: "end-to-end tests", found: || program("ip"), how: How::Packages(&["iproute2"]) },
+    Need { name: "bpf-linker", why: "linking the probes", found: linker, how: How::Linker },
+    Need { name: "promtool", why: "checking the metrics text", found: promtool, how: How::Promtool },
+];
+
+impl Setup {
+    pub fn run(self) -> Result<ExitCode> {
+        let Self { check } = self;
+        if check {
+            return Ok(if report() { ExitCode::SUCCESS } else { ExitCode::from(1) });
+        }
+        let done = install(|_| true)?;
+        report();
+        Ok(if done { ExitCode::SUCCESS } else { ExitCode::from(2) })
+    }
+}
+
+/// What `build-ebpf` needs, for the other tasks.
+pub fn ensure_probe_toolchain() -> Result<()> {
+    let wanted = |need: &Need| matches!(need.name, "C compiler" | "probe compiler" | "LLVM 22" | "bpf-linker");
+    if install(wanted)? {
+        return Ok(());
+    }
+    bail!("the probes cannot be built on this machine yet: run the commands above, then `cargo xtask setup --check`");
+}
+
+/// Everything, for the tasks that build and test.
+pub fn ensure_all() -> Result<()> {
+    if install(|_| true)? {
+        return Ok(());
+    }
+    bail!("something is missing on this machine: run the commands above, then `cargo xtask setup --check`");
+}
+
+/// Is everything there?
+fn report() -> bool {
+    let mut complete = true;
+    for need in NEEDS {
+        let found = (need.found)();
+        complete &= found.is_some();
+        eprintln!(
+            "{:8} {:15} {}",
+            if found.is_some() { "ok" } else { "MISSING" },
+            need.name,
+            found.unwrap_or(need.why.into())
+        );
+    }
+    complete
+}
+
+/// Installs what is wanted and missing; false if the user has to (the commands were printed).
+fn install(wanted: fn(&Need) -> bool) -> Result<bool> {
+    let missing = || NEEDS.into_iter().filter(|need| wanted(need) && (need.found)().is_none());
+    let packages: Vec<_> = missing()
+        .flat_map(|need| match need.how {
+            How::Packages(packages) => packages.to_vec(),
+            How::Linker | How::Promtool => Vec::new(),
+        })
+        .collect();
+    if !packages.is_empty() && !install_packages(&packages)? {
+        return Ok(false);
+    }
+    for need in missing() {
+        match need.how {
+            How::Packages(_) => bail!("`{}` is still missing after installing its packages", need.name),
+            How::Linker => install_linker()?,
+            How::Promtool => install_promtool().context("fetching promtool")?,
+        }
+    }
+    Ok(true)
+}
+
+fn install_packages(packages: &[&str]) -> Result<bool> {
+    if !tools::on_path("apt-get") {
+        println!(
+            "# Not Debian or Ubuntu. Install by your own means: a C compiler, nftables, iproute2, LLVM 22 with headers"
+        );
+        println!("# (then LLVM_PREFIX=… cargo xtask setup), and a compiler for the probes:");
+        println!("rustup toolchain install nightly --profile minimal --component rust-src");
+        return Ok(false);
+    }
+    if !tools::is_root() {
+        println!("sudo apt-get update");
+        println!("sudo apt-get install --no-install-recommends {}", packages.join(" "));
+        println!("cargo xtask setup");
+        eprintln!("error: not root: run the commands above");
+        return Ok(false);
+    }
+    if !packages.iter().all(|package| has_candidate(package)) {
+        tools::run(apt().arg("update"))?;
+    }
+    let absent: Vec<_> = packages.iter().filter(|package| !has_candidate(package)).collect();
+    if let Some(package) = absent.first() {
+        println!("# This distribution has no package `{package}`. For the probes' compiler:");
+        println!("rustup toolchain install nightly --profile minimal --component rust-src");
+        println!("# for LLVM 22: https://apt.llvm.org, package llvm-22-dev");
+        println!("cargo xtask setup");
+        return Ok(false);
+    }
+    tools::run(apt().args(["install", "--yes", "--no-install-recommends"]).args(packages))?;
+    Ok(true)
+}
+
+fn apt() -> Command {
+    let mut apt = Command::new("apt-get");
+    apt.arg("--quiet").env("DEBIAN_FRONTEND", "noninteractive");
+    apt
+}
+
+fn has_candidate(package: &str) -> bool {
+    tools::output("apt-cache", &["policy", package]).is_some_and(|text| {
+        text.lines().any(|line| line.trim_start().starts_with("Candidate:") && !line.contains("(none)"))
+    })
+}
+
+fn install_linker() -> Result<()> {
+    eprintln!("building bpf-linker {LINKER_VERSION} (once, a few minutes)");
+    let root = tools::target().join("tools");
+    let mut cargo = tools::fresh_cargo();
+    if std::env::var_os("LLVM_PREFIX").is_none() {
+        cargo.env("LLVM_PREFIX", LLVM);
+    }
+    cargo
+        .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--force", "--quiet"])
+        .args(["--no-default-features", "--features", "llvm-22", "--no-track", "--root"])
+        .arg(&root)
+        .env("CARGO_TARGET_DIR", root.join("build"));
+    tools::run(&mut cargo)?;
+    // A gigabyte that nobody needs again.
+    let _ = fs::remove_dir_all(root.join("build"));
+    Ok(())
+}
+
+/// Unpacks one file of the package instead of installing it: installed, it would start a server.
+fn install_promtool() -> Result<()> {
+    if !tools::on_path("apt-get") {
+        println!("# promtool: install Prometheus by your own means, or go without: its check is then skipped");
+        bail!("no apt-get");
+    }
+    if !has_candidate("prometheus") {
+        tools::run(apt().arg("update"))?;
+    }
+    let folder = tools::target().join("tools/promtool");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder)?;
+    // apt would want to write as its own user, who cannot enter a private folder.
+    tools::run(apt().args(["download", "-o", "APT::Sandbox::User=root", "prometheus"]).current_dir(&folder))?;
+    let package = fs::read_dir(&folder)?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .context("apt-get download left no package")?;
+    tools::run(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&folder))?;
+    let bin = tools::target().join("tools/bin");
+    fs::create_dir_all(&bin)?;
+    fs::copy(folder.join("usr/bin/promtool"), bin.join("promtool")).context("usr/bin/promtool")?;
+    fs::remove_dir_all(&folder)?;
+    Ok(())
+}
+
+fn program(name: &str) -> Option<String> {
+    tools::on_path(name).then(|| name.to_owned())
+}
+
+fn linker() -> Option<String> {
+    let path = tools::bpf_linker();
+    tools::output(&path, &["--version"]).filter(|version| version.contains(LINKER_VERSION))
+}
+
+fn promtool() -> Option<String> {
+    let own = tools::target().join("tools/bin/promtool");
+    if own.is_file() { Some(own.display().to_string()) } else { program("promtool") }
+}
