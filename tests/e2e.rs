@@ -52,7 +52,6 @@ fn a_missing_listener_is_failing_and_never_denied() -> Result<()> {
     // Where the policies do not admit and no rule of theirs fires, a refusal is no proof against them either.
     rehearsal.enter("before", Enforcement::Drop)?;
     rehearsal.mesh.remove_policies()?;
-    std::thread::sleep(Duration::from_secs(2)); // the agent reads the edit
     rehearsal.mesh.drive(std::slice::from_ref(flow), &options)?;
     std::thread::sleep(Duration::from_secs(1));
     let pair = rehearsal.pair(flow)?.context("the pair is gone")?;
@@ -75,7 +74,6 @@ fn a_silent_loss_is_reported_within_four_seconds_and_is_not_called_a_drop() -> R
     // The same loss where the policies admit is no policy's doing.
     rehearsal.enter("after", Enforcement::Drop)?;
     rehearsal.mesh.remove_policies()?;
-    std::thread::sleep(Duration::from_secs(2)); // the agent reads the edit
     let (pair, took) = rehearsal.drive_until(flow, &patient, "failing", Duration::from_secs(6))?;
     ensure!(took < Duration::from_secs(4), "took {took:?}");
     ensure!(pair["evidence"]["outcome"] == "timed-out", "{}", pair["evidence"]);

@@ -5,6 +5,8 @@
     reason = "a benchmark reads the clock; the core does not"
 )]
 
+#![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "a bench measures time")]
+
 mod synthetic;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -66,10 +68,14 @@ fn main() {
         "B per pod",
         "denied"
     );
-    for size in sizes {
+    // `cargo bench -p weir-engine --bench policies -- 10000` measures that size only.
+    let only: Option<usize> = std::env::args().skip(1).find_map(|a| a.parse().ok());
+    for size in sizes.into_iter().filter(|s| only.is_none_or(|pods| pods == s.pods)) {
         row(size);
     }
-    all_pairs(sizes[1]);
+    if only.is_none() {
+        all_pairs(sizes[1]);
+    }
 }
 
 fn row(size: Size) {

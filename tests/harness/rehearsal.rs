@@ -19,6 +19,10 @@ use crate::mesh::{Mesh, MeshOptions};
 use crate::objects::Objects;
 use crate::outcome::FlowResult;
 
+/// How long the agent may take to read an edit of its manifests: it looks four times a second and believes a file once it
+/// looked the same twice.
+const EDIT: Duration = Duration::from_millis(1500);
+
 /// A mesh with an agent beside it.
 #[derive(Debug)]
 pub struct Rehearsal {
@@ -91,7 +95,9 @@ impl Rehearsal {
     pub fn enter(&self, state: &str, enforcement: Enforcement) -> Result<()> {
         let state = self.fixture.state(state)?;
         self.mesh.apply_policies(&state.policies, enforcement)?;
-        write_policies(&self.manifests, state)
+        write_policies(&self.manifests, state)?;
+        thread::sleep(EDIT);
+        Ok(())
     }
 
     /// A flow of the fixture by its id.

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::decide::{Peers, family};
 use super::decision::{NotAPod, RuleRef, Undecided};
-use super::index::{Facts, Group};
+use super::group::{Facts, Group};
 use super::lower::Peer;
 use super::selector::Selector;
 use crate::cluster::Cluster;
@@ -274,5 +274,7 @@ fn inside_cluster(cluster: &Cluster, block: &IpNet) -> bool {
             || cluster.node_by_address(a).is_some()
             || cluster.service_by_address(a).is_some()
     };
-    single && ours(block.addr()) || cluster.nodes().flat_map(|n| &n.pod_cidrs).any(|range| range.contains(block))
+    let ranges: Vec<IpNet> = cluster.nodes().flat_map(|n| n.pod_cidrs.iter().copied()).collect();
+    // Neighbouring nodes' ranges make up larger ones.
+    single && ours(block.addr()) || IpNet::aggregate(&ranges).iter().any(|range| range.contains(block))
 }

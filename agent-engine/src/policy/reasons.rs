@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::decide::{Peers, Query};
 use super::decision::Selecting;
-use super::index::{Facts, Group};
+use super::group::{Facts, Group};
 use super::miss;
 use super::peer::{Far, FarKind, Slots};
 use super::profile::Profile;
