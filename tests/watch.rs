@@ -5,3 +5,5 @@
 mod faults;
 #[path = "watch/follower.rs"]
 mod follower;
+#[path = "watch/lookups.rs"]
+mod lookups;

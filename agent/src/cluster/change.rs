@@ -1,5 +1,6 @@
 //! What a source of cluster objects says: the same for the API server and for manifests.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,9 @@ pub enum Change {
     },
     /// An object is gone, or no longer this node's concern.
     Delete(Key),
+    /// The API server was asked, and no running pod or node has this address: whoever sends from it is outside of the cluster.
+    /// Before this, or an object with the address, its identity is unknown. Only for addresses that were asked for.
+    Nobody(IpAddr),
     /// Everything that decisions rest on has been said once. Comes at most once.
     Synced,
     /// A part of the source changed its state.

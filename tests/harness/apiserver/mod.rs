@@ -12,6 +12,7 @@ mod request;
 mod selector;
 mod serve;
 mod store;
+mod tls;
 mod watch;
 
 use std::convert::Infallible;
@@ -22,9 +23,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use hyper::http::request::Parts;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch as changes;
@@ -36,11 +37,13 @@ pub use selector::Selector;
 pub use store::{Happened, Store, Type, built_in};
 
 use request::Asked;
+use tls::Tls;
 
 /// A running fake API server. Dropping it cuts all connections.
 pub struct ApiServer {
     inner: Arc<Inner>,
     address: SocketAddr,
+    tls: Option<Tls>,
     task: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -73,11 +76,23 @@ impl ApiServer {
         Self::start_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await
     }
 
+    /// Starts a server on a free port of the loopback that speaks TLS, and HTTP/2 with those who can.
+    ///
+    /// # Errors
+    /// When no port can be bound.
+    pub async fn start_tls() -> anyhow::Result<Self> {
+        Self::begin(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(Tls::new()?)).await
+    }
+
     /// Starts a server at an address.
     ///
     /// # Errors
     /// When it can't be bound.
     pub async fn start_at(address: SocketAddr) -> anyhow::Result<Self> {
+        Self::begin(address, None).await
+    }
+
+    async fn begin(address: SocketAddr, tls: Option<Tls>) -> anyhow::Result<Self> {
         let store = Store::new(built_in());
         let (newest, _) = changes::channel(store.version());
         let inner = Arc::new(Inner {
@@ -93,7 +108,7 @@ impl ApiServer {
             counts: Mutex::default(),
             log: Mutex::default(),
         });
-        let mut server = Self { inner, address, task: None };
+        let mut server = Self { inner, address, tls, task: None };
         server.resume().await?;
         Ok(server)
     }
@@ -104,10 +119,17 @@ impl ApiServer {
         self.address
     }
 
-    /// `http://…`
+    /// `http://…` or `https://…`
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// The certificate that a client must trust, as PEM.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&str> {
+        self.tls.as_ref().map(|t| &*t.certificate)
     }
 
     /// Cuts all connections and refuses new ones. Objects stay.
@@ -128,7 +150,7 @@ impl ApiServer {
         socket.bind(self.address).with_context(|| format!("binding {}", self.address))?;
         let listener = socket.listen(1024)?;
         self.address = listener.local_addr()?;
-        self.task = Some(tokio::spawn(accept(self.inner.clone(), listener)));
+        self.task = Some(tokio::spawn(accept(self.inner.clone(), listener, self.tls.clone())));
         Ok(())
     }
 
@@ -233,9 +255,13 @@ impl ApiServer {
         if let Some(file) = token_file {
             user["tokenFile"] = file.to_string_lossy().into();
         }
+        let mut cluster = json!({"server": self.url()});
+        if let Some(tls) = &self.tls {
+            cluster["certificate-authority-data"] = tls.base64().into();
+        }
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "fake",
-            "clusters": [{"name": "fake", "cluster": {"server": self.url()}}],
+            "clusters": [{"name": "fake", "cluster": cluster}],
             "users": [{"name": "fake", "user": user}],
             "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake"}}],
         });
@@ -251,7 +277,7 @@ impl Drop for ApiServer {
     }
 }
 
-async fn accept(inner: Arc<Inner>, listener: TcpListener) {
+async fn accept(inner: Arc<Inner>, listener: TcpListener, tls: Option<Tls>) {
     // Aborted together with this task, and with them their connections.
     let mut connections = JoinSet::new();
     loop {
@@ -260,19 +286,34 @@ async fn accept(inner: Arc<Inner>, listener: TcpListener) {
                 let Ok((stream, _)) = accepted else { continue };
                 drop(stream.set_nodelay(true));
                 lock(&inner.counts).connections += 1;
-                let inner = inner.clone();
+                let (inner, tls) = (inner.clone(), tls.clone());
                 connections.spawn(async move {
                     let service = service_fn(move |request| {
                         let inner = inner.clone();
                         async move { Ok::<_, Infallible>(serve::answer(inner, request).await) }
                     });
+                    let builder = http();
                     // A connection that breaks is the client's concern, or a fault that was asked for.
-                    drop(http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service).await);
+                    match tls {
+                        None => drop(builder.serve_connection(TokioIo::new(stream), service).await),
+                        Some(tls) => {
+                            if let Ok(stream) = tls.acceptor.accept(stream).await {
+                                drop(builder.serve_connection(TokioIo::new(stream), service).await);
+                            }
+                        }
+                    }
                 });
             }
             Some(_) = connections.join_next() => {}
         }
     }
+}
+
+fn http() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new());
+    builder.http2().timer(TokioTimer::new());
+    builder
 }
 
 impl Inner {

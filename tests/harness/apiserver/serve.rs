@@ -88,7 +88,10 @@ pub(super) async fn answer(inner: Arc<Inner>, request: Request<Incoming>) -> Res
             }
             Err(refusal) => Err(refusal),
         },
-        Verb::Get => get(&inner, &asked),
+        Verb::Get => {
+            let accept = parts.headers.get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+            get(&inner, &asked, accept.contains("as=PartialObjectMetadata"))
+        }
         Verb::List => list(&inner, &asked),
         Verb::Create => match body.collect().await {
             Ok(body) => create(&inner, &asked, &body.to_bytes()),
@@ -142,12 +145,17 @@ fn discover(
     respond(inner, counted, 200, &document, &[(ETAG, tag)])
 }
 
-fn get(inner: &Inner, asked: &Asked) -> Result<Value, Refusal> {
+fn get(inner: &Inner, asked: &Asked, metadata_only: bool) -> Result<Value, Refusal> {
     let of = of(inner, asked)?;
     let name = (asked.namespace.clone().unwrap_or_default(), asked.name.clone().unwrap_or_default());
     let store = inner.store();
     let missing = || Refusal::new(404, &format!("{} {:?} not found", asked.plural, name.1));
-    store.object(&of, &name).map(|o| Value::clone(o)).ok_or_else(missing)
+    let found = store.object(&of, &name).ok_or_else(missing)?;
+    if metadata_only {
+        let (kind, version) = ("PartialObjectMetadata", "meta.k8s.io/v1");
+        return Ok(json!({"kind": kind, "apiVersion": version, "metadata": found["metadata"]}));
+    }
+    Ok(Value::clone(found))
 }
 
 fn list(inner: &Inner, asked: &Asked) -> Result<Value, Refusal> {
@@ -183,6 +191,7 @@ fn list(inner: &Inner, asked: &Asked) -> Result<Value, Refusal> {
     let mut metadata = json!({"resourceVersion": store.version().to_string()});
     if let (Some(_), Some((namespace, name))) = (found.peek(), last) {
         metadata["continue"] = format!("{namespace}/{name}").into();
+        metadata["remainingItemCount"] = found.count().into();
     }
     Ok(
         json!({"kind": format!("{}List", served.kind), "apiVersion": served.api_version(), "metadata": metadata, "items": items}),

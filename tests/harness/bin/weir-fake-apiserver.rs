@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use harness::apiserver::{ApiServer, Type, built_in};
+use harness::objects::documents;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -121,9 +122,7 @@ fn collect(path: &Path, objects: &mut Vec<Value>) -> anyhow::Result<()> {
         return inside.iter().filter(|p| manifests(p)).try_for_each(|p| collect(p, objects));
     }
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    let documents: Vec<Option<Value>> =
-        serde_saphyr::from_multiple(&text).with_context(|| format!("reading {}", path.display()))?;
-    for document in documents.into_iter().flatten() {
+    for document in documents(&text).with_context(|| format!("reading {}", path.display()))? {
         match Vec::deserialize(document.get("items").unwrap_or(&Value::Null)) {
             Ok(items) => objects.extend(items),
             Err(_) => objects.push(document),

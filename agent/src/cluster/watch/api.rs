@@ -1,6 +1,6 @@
 //! Requests to the API server: lists, watches and discovery as text, so that each object is reduced while it is decoded.
 //!
-//! kube brings configuration, credentials (token files are read again), TLS and the requests' form. Its `watcher` is not used:
+//! kube brings configuration, credentials (token files are read again), trust and the requests' form. Its `watcher` is not used:
 //! it keeps bookmarks and successful reconnects to itself, so nobody could tell how old what is known is; it reconnects without
 //! a pause when a server closes each watch at once; and it needs each object decoded as a whole.
 
@@ -15,6 +15,7 @@ use kube::client::Body;
 use kube::core::params::{GetParams, ListParams, WatchParams};
 use kube::core::{Request, Status};
 
+use super::connect;
 use super::fault::{Failure, Fault};
 
 /// The API server.
@@ -46,10 +47,8 @@ pub(super) enum Document {
 impl Api {
     /// # Errors
     /// When the configuration's certificates or credentials can't be used.
-    pub(super) fn new(mut config: kube::Config, patience: Duration) -> Result<Self, kube::Error> {
-        // Delays are each follower's own, so that one that fails says so at once.
-        config.default_retry = false;
-        let client = Client::try_from(config.clone())?;
+    pub(super) fn new(config: kube::Config, patience: Duration) -> Result<Self, kube::Error> {
+        let client = connect::client(&config)?;
         Ok(Self { config: Arc::new(config), client: Arc::new(Mutex::new((client, Instant::now()))), patience })
     }
 
@@ -60,7 +59,7 @@ impl Api {
         if client.1.elapsed() < RENEW {
             return;
         }
-        match Client::try_from(kube::Config::clone(&self.config)) {
+        match connect::client(&self.config) {
             Ok(new) => *client = (new, Instant::now()),
             Err(error) => tracing::warn!(%error, "the credentials can't be read again"),
         }
@@ -75,6 +74,12 @@ impl Api {
     pub(super) async fn get(&self, path: &str, name: &str) -> Result<String, Failure> {
         let cached = GetParams { resource_version: Some("0".to_owned()) };
         self.text(build(Request::new(path).get(name, &cached))?).await
+    }
+
+    /// The metadata of one object from the API server's cache: a tenth of the object.
+    pub(super) async fn get_metadata(&self, path: &str, name: &str) -> Result<String, Failure> {
+        let cached = GetParams { resource_version: Some("0".to_owned()) };
+        self.text(build(Request::new(path).get_metadata(name, &cached))?).await
     }
 
     /// A watch. Only its beginning is bounded by patience.

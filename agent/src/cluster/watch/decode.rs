@@ -47,6 +47,7 @@ pub(super) struct HeadMeta {
     pub name: String,
     pub namespace: Option<String>,
     pub resource_version: Arc<str>,
+    pub uid: String,
     pub annotations: serde_json::Value,
 }
 

@@ -212,7 +212,11 @@ impl Follower {
     async fn read(&mut self, mut lines: Lines, mut initial: bool, heard: &mut bool) -> Result<(), End> {
         let settings = self.shared.settings.clone();
         let mut patience = settings.watch_time.mul_f64(1.25) + Duration::from_secs(15);
+        let began = Instant::now();
         loop {
+            if initial && began.elapsed() > settings.patience {
+                return Err(End::NotStreaming);
+            }
             let next = tokio::select! {
                 next = lines.next(if initial { settings.stream_patience } else { patience }) => next,
                 () = self.shared.reports.closed() => return Err(End::Deaf),
@@ -244,7 +248,11 @@ impl Follower {
                 }
                 "BOOKMARK" => {
                     patience = patience.min(settings.quiet);
-                    if initial && head.ends_initial_events() {
+                    if initial {
+                        // A server that knows streaming lists ends them with this mark before any other bookmark.
+                        if !head.ends_initial_events() {
+                            return Err(End::NotStreaming);
+                        }
                         initial = false;
                         self.complete(head.resource_version.clone()).await?;
                     }

@@ -2,6 +2,7 @@
 //! when nobody has it any more; what differs only in fields that Weir does not read is not said again.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -29,6 +30,8 @@ pub(super) enum News {
     Kept(Key),
     /// An object is gone from this watch.
     Deleted(Key),
+    /// No object has this address.
+    Nobody(IpAddr),
     /// All objects have been said; what was not said since `Begin` is gone.
     Complete,
     /// How the watch is doing. The first one makes it known.
@@ -108,6 +111,7 @@ impl Hub {
                 }
             }
             News::Deleted(key) => self.release(watch, &key, out),
+            News::Nobody(address) => out.push(Change::Nobody(address)),
             News::Complete => {
                 if let Some(w) = self.watches.get_mut(&watch) {
                     w.complete = true;

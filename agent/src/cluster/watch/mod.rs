@@ -4,10 +4,11 @@
 //! server does ends it: what is known stays in force, and [`Change::Health`] tells how old it is and why. Without all essential
 //! kinds (pods of the node, namespaces, policies, services) there is no [`Change::Synced`].
 //!
-//! Reading order: `settings`, `target` (what is watched), `fault`, `api` (requests), `reduce`, `decode` (objects), `follow` (one
+//! Reading order: `settings`, `target` (what is watched), `fault`, `connect`, `api` (requests), `reduce`, `decode` (objects), `follow` (one
 //! watch), `hub` (many watches, one cluster), `discovery`, `lookup` (peers by address).
 
 mod api;
+mod connect;
 mod decode;
 mod discovery;
 mod fault;
@@ -21,8 +22,9 @@ mod target;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use kube::core::params::ListParams;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -32,7 +34,9 @@ pub use settings::{ConfigMaps, Ends, LookupSettings, Nodes, Pods, Settings, well
 
 use super::change::{Change, Health, State};
 use api::Api;
+use decode::Page;
 use discovery::{Discovery, Served};
+use fault::Failure;
 use follow::{Follower, Shared, delays};
 use hub::{Hub, News, Report, WatchId};
 use target::{Resource, Target, built_in};
@@ -48,6 +52,7 @@ pub struct Source {
 
 const CHANGES: usize = 1024;
 const REPORTS: usize = 256;
+const FIRST_CONTACT: Duration = Duration::from_secs(2);
 const DISCOVERY: WatchId = 0;
 const LOOKUPS: WatchId = 1;
 const FIRST: WatchId = 2;
@@ -84,6 +89,7 @@ struct Supervisor {
     followers: JoinSet<()>,
     next: WatchId,
     found: BTreeMap<Resource, (WatchId, AbortHandle)>,
+    nodes_counted: bool,
     health: Health,
 }
 
@@ -98,11 +104,13 @@ impl Supervisor {
             confirmed: None,
             undecodable: 0,
         };
-        Self { shared, followers: JoinSet::new(), next: FIRST, found: BTreeMap::new(), health }
+        Self { shared, followers: JoinSet::new(), next: FIRST, found: BTreeMap::new(), nodes_counted: false, health }
     }
 
     async fn run(mut self) {
         self.say(DISCOVERY, News::Health(self.health.clone())).await;
+        // One connection first, which all watches can share then.
+        drop(tokio::time::timeout(FIRST_CONTACT, self.shared.api.discover("/api", "application/json", None)).await);
         for target in built_in(&self.shared.settings) {
             self.follow(target).await;
         }
@@ -110,7 +118,11 @@ impl Supervisor {
         let mut discovery = Discovery::new(self.shared.api.clone(), settings.optional.clone());
         let mut waits = delays(&settings);
         loop {
-            let delay = match discovery.ask().await {
+            let asked = match self.count_nodes().await {
+                Ok(()) => discovery.ask().await,
+                Err(failure) => Err(failure),
+            };
+            let delay = match asked {
                 Ok(served) => {
                     waits = delays(&settings);
                     self.discovered(served).await;
@@ -131,6 +143,34 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    /// Decides once whether all nodes are watched.
+    async fn count_nodes(&mut self) -> Result<(), Failure> {
+        let settings = self.shared.settings.clone();
+        let Nodes::UpTo(most, own) = &settings.nodes else { return Ok(()) };
+        if self.nodes_counted {
+            return Ok(());
+        }
+        let params = ListParams { limit: Some(1), ..ListParams::default() };
+        let counted = match self.shared.api.list(&Resource::nodes().path(None), &params).await {
+            Ok(text) => {
+                let page: Page<'_> = serde_json::from_str(&text).map_err(|e| Fault::Unreadable(e.to_string()))?;
+                let more = page.metadata.remaining_item_count.unwrap_or(0);
+                u64::try_from(more).unwrap_or(0) + page.items.map_or(0, |items| items.len() as u64)
+            }
+            // The watch says so as well, and is what people look at.
+            Err(Failure { fault: Fault::Forbidden(_), .. }) => 0,
+            Err(failure) => return Err(failure),
+        };
+        self.nodes_counted = true;
+        let only = (counted > *most).then_some(&**own);
+        if only.is_some() {
+            tracing::info!(nodes = counted, most, "too many nodes to watch all of them; others are fetched when met");
+        }
+        self.follow(Target::nodes(only)).await;
+        self.follow(Target::slices(only.map(|_| &*settings.services))).await;
+        Ok(())
     }
 
     async fn discovered(&mut self, served: Option<Served>) {

@@ -9,8 +9,12 @@ use weir_engine::cluster::Kind;
 pub struct Settings {
     /// Which pods are watched.
     pub pods: Pods,
-    /// Which nodes are watched.
+    /// Which nodes are watched. With not all of them, EndpointSlices are only watched of [`Settings::services`], and of other
+    /// Services looked up when they are dialled: each start of a pod changes one, so that all agents' watches of all of them
+    /// would grow with nodes × pods.
     pub nodes: Nodes,
+    /// Label selector of the EndpointSlices that are always watched.
+    pub services: String,
     /// Pods that many flows lead to, watched wherever they run. Of no use with [`Pods::All`].
     pub ends: Vec<Ends>,
     /// ConfigMaps read, each by name or label in one namespace. No other ConfigMap is ever asked for.
@@ -53,6 +57,8 @@ pub enum Nodes {
     All,
     /// One; others are fetched when one of their hostNetwork pods is met.
     Only(String),
+    /// All of them in a cluster that has at most so many at the start, else only this one.
+    UpTo(u64, String),
 }
 
 /// Well-known ends: pods by label.
@@ -88,7 +94,7 @@ pub struct LookupSettings {
     pub tombstone: Duration,
     /// How long it holds at most.
     pub max_tombstone: Duration,
-    /// A peer that is met again after this long is asked for again: its address may be another pod's by now.
+    /// A peer that is met again after this long is checked: its address may be another pod's by now.
     pub check: Duration,
     /// A peer that was not met for this long is forgotten.
     pub forget: Duration,
@@ -99,12 +105,12 @@ pub struct LookupSettings {
 impl Default for LookupSettings {
     fn default() -> Self {
         Self {
-            per_second: 5,
+            per_second: 2,
             burst: 20,
             in_flight: 4,
             tombstone: Duration::from_secs(5),
             max_tombstone: Duration::from_secs(600),
-            check: Duration::from_secs(60),
+            check: Duration::from_secs(300),
             forget: Duration::from_secs(900),
             capacity: 16_384,
         }
@@ -115,7 +121,8 @@ impl Settings {
     /// The settings for one node's agent.
     #[must_use]
     pub fn for_node(node: impl Into<String>) -> Self {
-        Self { pods: Pods::OfNode(node.into()), ..Self::all() }
+        let node = node.into();
+        Self { pods: Pods::OfNode(node.clone()), nodes: Nodes::UpTo(ALL_NODES, node), ..Self::all() }
     }
 
     /// The settings for a view of everything.
@@ -124,6 +131,7 @@ impl Settings {
         Self {
             pods: Pods::All,
             nodes: Nodes::All,
+            services: "kubernetes.io/service-name in (kubernetes,kube-dns,istiod)".to_owned(),
             ends: well_known(),
             config_maps: vec![ConfigMaps {
                 namespace: "istio-system".to_owned(),
@@ -143,6 +151,9 @@ impl Settings {
         }
     }
 }
+
+/// Up to here all agents' watches of all nodes cost the API server less than 3 MB/s: n² / 300 s × 12 KB.
+const ALL_NODES: u64 = 250;
 
 /// istiod and gateways of the charts carry a label `istio`, those of the Gateway API and waypoints the gateway's name; DNS is
 /// where kubeadm, k3s and the clouds have it; scrapers go by the names of their charts. ztunnel and node-local DNS run on every

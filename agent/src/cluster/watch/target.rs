@@ -48,6 +48,10 @@ impl Resource {
         Self::new(Kind::Node, "", "nodes")
     }
 
+    pub(super) fn endpoint_slices() -> Self {
+        Self::new(Kind::EndpointSlice, "discovery.k8s.io", "endpointslices")
+    }
+
     pub(super) fn api_version(&self) -> String {
         if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
     }
@@ -71,6 +75,17 @@ impl Target {
             Kind::AdminNetworkPolicy | Kind::BaselineAdminNetworkPolicy | Kind::ClusterNetworkPolicy
         );
         Self::all_of(resource, decides)
+    }
+
+    /// One node, or all of them.
+    pub(super) fn nodes(only: Option<&str>) -> Self {
+        let fields = only.map(|name| format!("metadata.name={name}"));
+        Self { fields, ..Self::all_of(Resource::nodes(), true) }
+    }
+
+    /// All EndpointSlices, or those of some Services.
+    pub(super) fn slices(only: Option<&str>) -> Self {
+        Self { labels: only.map(str::to_owned), ..Self::all_of(Resource::endpoint_slices(), true) }
     }
 
     pub(super) fn path(&self) -> String {
@@ -100,7 +115,6 @@ pub(super) fn built_in(settings: &Settings) -> Vec<Target> {
     let mut targets = vec![
         Target::all_of(Resource::new(Kind::Namespace, "", "namespaces"), true),
         Target::all_of(Resource::new(Kind::Service, "", "services"), true),
-        Target::all_of(Resource::new(Kind::EndpointSlice, "discovery.k8s.io", "endpointslices"), true),
         Target::all_of(Resource::new(Kind::NetworkPolicy, "networking.k8s.io", "networkpolicies"), true),
         Target::all_of(
             Resource::new(
@@ -111,11 +125,14 @@ pub(super) fn built_in(settings: &Settings) -> Vec<Target> {
             false,
         ),
     ];
-    let nodes = Target::all_of(Resource::nodes(), true);
-    targets.push(match &settings.nodes {
-        Nodes::All => nodes,
-        Nodes::Only(name) => Target { fields: Some(format!("metadata.name={name}")), ..nodes },
-    });
+    match &settings.nodes {
+        Nodes::All => targets.extend([Target::nodes(None), Target::slices(None)]),
+        Nodes::Only(name) => {
+            targets.extend([Target::nodes(Some(name)), Target::slices(Some(&settings.services))]);
+        }
+        // Known when they have been counted.
+        Nodes::UpTo(..) => {}
+    }
     let pods = Target::all_of(Resource::pods(), true);
     match &settings.pods {
         Pods::All => targets.push(pods),
