@@ -1,5 +1,12 @@
 //! What the policy engine costs, as a table: load, decisions, changes, memory, all pairs. `cargo bench -p weir-engine`.
-
+<<<<<<< HEAD
+#![expect(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "a benchmark reads the clock; the core does not"
+)]
+=======
+>>>>>>> main
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "a bench measures time")]
 
 mod synthetic;

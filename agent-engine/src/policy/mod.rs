@@ -12,6 +12,7 @@ mod explain;
 pub mod fix;
 mod group;
 mod index;
+pub mod lint;
 mod lower;
 mod miss;
 mod patch;

@@ -279,5 +279,7 @@ fn inside_cluster(cluster: &Cluster, block: &IpNet) -> bool {
             || cluster.node_by_address(a).is_some()
             || cluster.service_by_address(a).is_some()
     };
-    single && ours(block.addr()) || cluster.nodes().flat_map(|n| &n.pod_cidrs).any(|range| range.contains(block))
+    let ranges: Vec<IpNet> = cluster.nodes().flat_map(|n| n.pod_cidrs.iter().copied()).collect();
+    // Neighbouring nodes' ranges make up larger ones.
+    single && ours(block.addr()) || IpNet::aggregate(&ranges).iter().any(|range| range.contains(block))
 }
