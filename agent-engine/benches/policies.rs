@@ -1,4 +1,9 @@
 //! What the policy engine costs, as a table: load, decisions, changes, memory, all pairs. `cargo bench -p weir-engine`.
+#![expect(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "a benchmark reads the clock; the core does not"
+)]
 
 mod synthetic;
 

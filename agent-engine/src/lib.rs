@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attempt;
+pub mod check;
 pub mod cluster;
 pub mod engine;
 pub mod identity;

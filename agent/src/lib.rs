@@ -4,4 +4,5 @@ pub mod cli;
 pub mod cluster;
 pub mod outputs;
 pub mod probes;
+pub mod report;
 pub mod run;

@@ -95,6 +95,7 @@ fn what_cannot_start_says_why_on_one_line_and_exits_2() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
         assert_eq!((text.lines().count(), stdout(&output).as_str()), (1, ""), "{args:?}: {text}");
         assert!(text.starts_with("weir: ") && text.contains(says), "{args:?}: {text}");
+        assert!(text.matches("os error").count() <= 1, "said once: {text}");
     }
 }
 

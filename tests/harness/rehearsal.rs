@@ -2,10 +2,11 @@
 //! reports is held against what the fixture says is right.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -14,9 +15,13 @@ use crate::cni::Enforcement;
 use crate::drive::DriveOptions;
 use crate::fixture::{End, Fixture, Flow, State, Verdict};
 use crate::ipv6::Family;
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, MeshOptions};
 use crate::objects::Objects;
 use crate::outcome::FlowResult;
+
+/// How long the agent may take to read an edit of its manifests: it looks four times a second and believes a file once it
+/// looked the same twice.
+const EDIT: Duration = Duration::from_millis(1500);
 
 /// A mesh with an agent beside it.
 #[derive(Debug)]
@@ -58,8 +63,19 @@ pub struct Comparison {
 
 impl Rehearsal {
     /// Brings up the mesh under the fixture's first state, and the agent with the same objects.
-    pub fn begin(fixture: Fixture, binary: std::path::PathBuf, enforcement: Enforcement) -> Result<Self> {
-        let mesh = Mesh::up(&fixture)?;
+    pub fn begin(fixture: Fixture, binary: PathBuf, enforcement: Enforcement) -> Result<Self> {
+        Self::with(fixture, binary, enforcement, &MeshOptions::default(), &[])
+    }
+
+    /// The same with far nodes, and with more arguments of `weir run`.
+    pub fn with(
+        fixture: Fixture,
+        binary: PathBuf,
+        enforcement: Enforcement,
+        options: &MeshOptions,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let mesh = Mesh::with(&fixture.cluster, &fixture.flows, options)?;
         let manifests = tempfile::Builder::new().prefix("weir-manifests-").tempdir()?;
         let list = json!({ "apiVersion": "v1", "kind": "List", "items": mesh.manifests() });
         fs::write(manifests.path().join("cluster.json"), serde_json::to_string_pretty(&list)?)?;
@@ -69,7 +85,7 @@ impl Rehearsal {
         let options = AgentOptions {
             binary,
             manifests: manifests.path().to_owned(),
-            arguments: ["--grace", "300ms", "--window", "60s"].map(str::to_owned).to_vec(),
+            arguments: ["--grace", "300ms", "--window", "60s"].iter().chain(arguments).map(|&a| a.to_owned()).collect(),
         };
         let agent = Agent::start(&options)?;
         Ok(Self { fixture, agent, mesh, manifests })
@@ -79,7 +95,52 @@ impl Rehearsal {
     pub fn enter(&self, state: &str, enforcement: Enforcement) -> Result<()> {
         let state = self.fixture.state(state)?;
         self.mesh.apply_policies(&state.policies, enforcement)?;
-        write_policies(&self.manifests, state)
+        write_policies(&self.manifests, state)?;
+        thread::sleep(EDIT);
+        Ok(())
+    }
+
+    /// A flow of the fixture by its id.
+    pub fn flow(&self, id: &str) -> Result<&Flow> {
+        self.fixture.flows.iter().find(|flow| flow.id == id).with_context(|| format!("there is no flow {id}"))
+    }
+
+    /// The agent's pair for a flow, as it is now.
+    pub fn pair(&self, flow: &Flow) -> Result<Option<Value>> {
+        let snapshot = self.agent.snapshot()?;
+        let code = flow.catalog.as_deref().context("a flow without a code of the catalogue")?;
+        let pairs = snapshot["pairs"].as_array().context("a snapshot without pairs")?;
+        Ok(pairs.iter().find(|pair| self.stands_for(pair, code, flow)).cloned())
+    }
+
+    /// Drives one flow and waits until the agent's pair is in `state`; returns the pair and the time since connect().
+    ///
+    /// # Errors
+    /// When it is not there after `patience`; the error has what it is instead, and the agent's log.
+    pub fn drive_until(
+        &self,
+        flow: &Flow,
+        options: &DriveOptions,
+        state: &str,
+        patience: Duration,
+    ) -> Result<(Value, Duration)> {
+        thread::sleep(Duration::from_millis(400)); // past the grace window of the last edit
+        let start = Instant::now();
+        thread::scope(|scope| {
+            let driving = scope.spawn(|| self.mesh.drive(std::slice::from_ref(flow), options));
+            let seen = loop {
+                let pair = self.pair(flow)?.unwrap_or_default();
+                if pair["state"] == state {
+                    break Ok((pair, start.elapsed()));
+                }
+                if start.elapsed() > patience {
+                    break Err(anyhow!("{} is not {state}: {}\n{}", flow.id, line(&pair), self.agent.log()));
+                }
+                thread::sleep(Duration::from_millis(10));
+            };
+            driving.join().map_err(|_| anyhow!("the driver panicked"))??;
+            seen
+        })
     }
 
     /// Drives every flow of the fixture again and again until the agent reports what is right, at most for `patience`.

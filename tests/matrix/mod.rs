@@ -169,13 +169,19 @@ impl Cause {
             (Truth::Policy, Model::DoesNotAdmit) => vec!["denied"],
             (Truth::Policy | Truth::Answer, Model::Admits) => vec!["unexplained"],
             (Truth::Answer, Model::DoesNotAdmit) => vec!["predicted"],
-            (Truth::Hidden(_) | Truth::Fault, Model::DoesNotAdmit) => vec!["predicted", "at-risk", "unknown"],
-            (Truth::Hidden(_), Model::Admits) => vec!["failing", "silent", "unknown"],
-            (Truth::Fault, Model::Admits) if policy_class => vec!["unexplained", "failing", "silent", "unknown"],
-            (Truth::Fault, Model::Admits) => vec!["failing", "silent", "unknown"],
+            (Truth::Hidden(_) | Truth::Fault, Model::DoesNotAdmit) if !self.shown() => vec!["at-risk", "unknown"],
+            (Truth::Hidden(_) | Truth::Fault, Model::DoesNotAdmit) => vec!["predicted", "unknown"],
+            (Truth::Hidden(_) | Truth::Fault, Model::Admits) if !self.shown() => vec!["silent", "unknown"],
+            (Truth::Fault, Model::Admits) if policy_class => vec!["unexplained", "failing", "unknown"],
+            (Truth::Hidden(_) | Truth::Fault, Model::Admits) => vec!["failing", "unknown"],
             (Truth::Works, Model::DoesNotAdmit) => vec!["unenforced"],
             (Truth::Works, Model::Admits) => vec!["verified"],
         }
+    }
+
+    /// Whether an attempt is seen that says something.
+    pub fn shown(&self) -> bool {
+        !matches!(self.tcp, ["none"] | ["cancelled"])
     }
 
     /// The outcomes that are right; empty if there is no such cell.
@@ -189,6 +195,9 @@ impl Cause {
     /// What is wrong with what an agent said.
     pub fn faults(&self, model: Model, protocol: Protocol, said: &Said) -> Vec<String> {
         let mut faults = Vec::new();
+        if said.outcome.is_empty() && self.shown() && said.state != "unknown" {
+            faults.push("no evidence".to_owned());
+        }
         let allowed = self.allowed(model);
         if !allowed.contains(&said.state.as_str()) {
             faults.push(format!("reported {:?}, right is {}", said.state, allowed.join(" or ")));

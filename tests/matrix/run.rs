@@ -24,6 +24,9 @@ const USUAL: Duration = Duration::from_millis(1300);
 /// How long the agents may take to report what happened.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// What is right may still become wrong for as long as this.
+const SETTLING: Duration = Duration::from_millis(700);
+
 /// What to run.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -177,16 +180,12 @@ fn round(
                 }
             }
         }
-        if begin.elapsed() > PATIENCE || cells.iter().all(|cell| cell.faults.is_empty() && has_settled(cell)) {
+        let settled = begin.elapsed() > SETTLING && cells.iter().all(|cell| cell.faults.is_empty());
+        if settled || begin.elapsed() > PATIENCE {
             return Ok(cells);
         }
         thread::sleep(Duration::from_millis(250));
     }
-}
-
-/// A cell whose evidence is still to come says nothing yet, which some causes may.
-fn has_settled(cell: &Cell) -> bool {
-    !cell.said.outcome.is_empty() || matches!(cell.said.state.as_str(), "at-risk" | "silent")
 }
 
 impl Dial<'_> {

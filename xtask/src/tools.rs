@@ -31,7 +31,10 @@ pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = [target().join("tools/bin")].into_iter().chain(env::split_paths(&path));
-    command.current_dir(root()).env("PATH", env::join_paths(folders).unwrap_or(path.clone()));
+    command
+        .current_dir(root())
+        .env("RUST_BACKTRACE", "0")
+        .env("PATH", env::join_paths(folders).unwrap_or(path.clone()));
     command
 }
 

@@ -6,6 +6,7 @@ use super::{Engine, Input, Snapshot, Transition};
 use crate::attempt::Outcome;
 use crate::cluster::{Kind, Origin};
 use crate::observation::{DropClass, Observation};
+use crate::requirement::Severity;
 use crate::testing::{self as t, End, apply, at, connect, engine, pair, policy, query, transitions};
 use crate::verdict::State;
 use crate::words::{Direction, Protocol};
@@ -230,7 +231,7 @@ fn webhook_callers_and_application_pairs_are_learnt() {
     apply(&mut engine, 21_000, t::pod("app", "curl", "10.1.0.77", client, &["curl"]));
     connect(&mut engine, 22_000, "10.1.0.77", t::ISTIOD, 15014, End::Dropped);
     connect(&mut engine, 23_000, "10.1.0.77", t::ISTIOD, 15017, End::Dropped);
-    connect(&mut engine, 24_000, "10.1.0.77", t::WEB, 8080, End::Established);
+    connect(&mut engine, 24_000, "10.1.0.77", t::WEB, 15020, End::Dropped);
     engine.handle_timeout(at(25_000));
     let mine = |e: &Engine| e.snapshot(at(25_000)).pairs.into_iter().filter(|p| &*p.source.workload == "curl").count();
     assert_eq!(mine(&engine), 0);
@@ -239,6 +240,12 @@ fn webhook_callers_and_application_pairs_are_learnt() {
     engine.handle_timeout(at(27_500));
     let view = pair(&engine.snapshot(at(27_500)), "control-plane-metrics", "curl", "istiod", 15014);
     assert_eq!(view.state, State::Verified);
+
+    // A client outside the mesh is told apart: default-deny may well mean to keep it out.
+    connect(&mut engine, 28_000, "10.1.0.77", t::WEB, 8080, End::Established);
+    engine.handle_timeout(at(28_500));
+    let view = pair(&engine.snapshot(at(28_500)), "sidecar-data-outside", "curl", "web", 8080);
+    assert_eq!(view.severity, Severity::Info);
 }
 
 #[test]

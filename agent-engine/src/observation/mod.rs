@@ -323,3 +323,104 @@ fn plain_symbol(name: &str) -> &str {
     let end = name.find(['.', '+', ' ']).filter(|end| *end > 0).unwrap_or(name.len());
     &name[..end]
 }
+
+#[cfg(test)]
+mod tests {
+    use weir_common as wire;
+
+    use super::*;
+
+    struct Names;
+
+    impl Symbols for Names {
+        fn reason(&self, value: u32) -> Option<String> {
+            (value == 12).then(|| "SKB_DROP_REASON_NETFILTER_DROP".to_owned())
+        }
+
+        fn location(&self, address: u64) -> Option<String> {
+            (address == 7).then(|| "nft_do_chain.constprop.0+0x1a".to_owned())
+        }
+    }
+
+    fn wire_tuple(protocol: u8) -> wire::Tuple {
+        let mapped = |last| [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, last];
+        wire::Tuple {
+            source: mapped(2),
+            destination: mapped(3),
+            source_port: 0,
+            destination_port: 15012,
+            protocol,
+            padding: [0; 3],
+        }
+    }
+
+    fn packet(reason: u32, flags: u8, protocol: u8) -> wire::Event {
+        wire::Event::Drop(wire::PacketDrop {
+            header: wire::Header { kind: wire::kind::PACKET_DROP, padding: [0; 3], cpu: 0, timestamp: 99 },
+            tuple: wire_tuple(protocol),
+            original: wire::Tuple::default(),
+            socket: 0,
+            location: 7,
+            count: 1,
+            reason,
+            netns: 0,
+            interface: 0,
+            tcp_flags: 2,
+            flags,
+            padding: [0; 2],
+        })
+    }
+
+    #[test]
+    fn numbers_become_names_and_mapped_addresses_ipv4() {
+        let seen = Observation::from_event(&packet(12, drop_flags::REASON, 6), &Names);
+        let Some(Observation::Drop(drop)) = seen else { panic!("{seen:?}") };
+        assert_eq!(drop.tuple.destination.to_string(), "10.0.0.3");
+        assert_eq!((drop.reason.as_deref(), drop.location.as_deref()), (Some("NETFILTER_DROP"), Some("nft_do_chain")));
+        assert_eq!((drop.original, drop.socket, drop.at), (None, None, Time(99)));
+
+        let Some(Observation::Drop(unnamed)) = Observation::from_event(&packet(77, drop_flags::REASON, 6), &Names)
+        else {
+            panic!("a drop");
+        };
+        assert_eq!(unnamed.reason.as_deref(), Some("#77"));
+        assert_eq!(unnamed.class(), DropClass::Netfilter, "an unnamed reason leaves it to the location");
+        let Some(Observation::Drop(bare)) = Observation::from_event(&packet(0, 0, 17), &Names) else {
+            panic!("a drop")
+        };
+        assert_eq!((bare.reason, bare.tuple.protocol), (None, Protocol::Udp));
+        assert_eq!(Observation::from_event(&packet(0, 0, 132), &Names), None);
+    }
+
+    #[test]
+    fn drop_classes() {
+        use DropClass::{Cgroup, Netfilter, Netkit, Nfqueue, NoSocket, Normal, Other, Ovs, Resource, Route, Tc, Xdp};
+        let unsaid = Some("NOT_SPECIFIED");
+        let table = [
+            (Some("NETFILTER_DROP"), Some("nf_hook_slow"), Netfilter),
+            (None, Some("nf_hook_slow"), Netfilter),
+            (unsaid, Some("nfqnl_reinject"), Nfqueue),
+            (unsaid, Some("nf_queue"), Nfqueue),
+            (Some("TC_EGRESS"), Some("__dev_queue_xmit"), Tc),
+            (unsaid, Some("__netif_receive_skb_core"), Tc),
+            (unsaid, Some("netkit_xmit"), Netkit),
+            (unsaid, Some("veth_xdp_rcv_skb"), Xdp),
+            (Some("OVS_DROP_LAST_ACTION"), Some("do_execute_actions"), Ovs),
+            (Some("OVS_DROP_RECURSION_LIMIT"), Some("do_execute_actions"), Resource),
+            (Some("SOCKET_FILTER"), Some("tcp_v4_rcv"), Cgroup),
+            (Some("SOCKET_FILTER"), Some("packet_rcv"), Normal),
+            (Some("IP_RPFILTER"), Some("ip_rcv_finish_core"), Route),
+            (unsaid, Some("ip_error"), Route),
+            (Some("NEIGH_FAILED"), Some("neigh_invalidate"), DropClass::Neighbour),
+            (Some("NO_SOCKET"), Some("tcp_v4_rcv"), NoSocket),
+            (unsaid, Some("tcp_v4_rcv"), Normal),
+            (Some("SOMETHING_NEW"), Some("nf_hook_slow"), Other),
+            (None, None, Other),
+        ];
+        for (reason, location, expected) in table {
+            assert_eq!(DropClass::of(reason, location), expected, "{reason:?} at {location:?}");
+        }
+        let capable: Vec<_> = DropClass::ALL.into_iter().filter(|c| c.is_policy_capable()).collect();
+        assert_eq!(capable, [Netfilter, Nfqueue, Tc, Netkit, Xdp, Ovs, Cgroup]);
+    }
+}

@@ -100,6 +100,16 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// The answer alone, of one side or of both; allocates nothing.
+    pub fn admission(&self, flow: &'a Flow, side: Option<Direction>) -> Admission {
+        let decision = self.decide::<false>(flow);
+        match side {
+            None => decision.admission(),
+            Some(Direction::Egress) => decision.egress.admission(),
+            Some(Direction::Ingress) => decision.ingress.admission(),
+        }
+    }
+
     fn end(&self, endpoint: &'a Endpoint) -> End<'a> {
         match endpoint {
             Endpoint::Pod { name, address } => match self.index.pod(name) {
@@ -161,7 +171,13 @@ impl<'a> Judge<'a> {
         };
         let far = self.far(destination, facts, families);
         let side = self.side::<REASONS>(facts, Direction::Egress, &far, query);
-        let End::Host { node, .. } = destination else { return side };
+        let node = match destination {
+            End::Host { node, .. } => node,
+            End::Unknown(name) if side.admission() == Admission::NotAdmitted => {
+                return Side::Undecidable { why: Undecided::UnknownPod { pod: (*name).clone() } };
+            }
+            End::Pod(..) | End::Address(_) | End::External | End::Unknown(_) => return side,
+        };
         if side.admission() != Admission::NotAdmitted || !self.profile.own_node_is_open() {
             return side;
         }
@@ -199,7 +215,9 @@ impl<'a> Judge<'a> {
                 Some(false) => {}
                 None => unless_admitted = Some(Undecided::AmbientProbe { address: **address }),
             },
-            End::Pod(..) | End::Address(_) | End::External | End::Unknown(_) => {}
+            // It may be on the network of the pod's own node.
+            End::Unknown(name) => unless_admitted = Some(Undecided::UnknownPod { pod: (*name).clone() }),
+            End::Pod(..) | End::Address(_) | End::External => {}
         }
         let far = self.far(source, facts, families);
         let side = self.side::<REASONS>(facts, Direction::Ingress, &far, query);
@@ -212,7 +230,7 @@ impl<'a> Judge<'a> {
     /// The other end as peers are compared with it.
     fn far(&self, end: &End<'a>, near: &Facts, families: u8) -> Far<'a> {
         let known = |slots: Slots<'a>| match slots {
-            Slots::Known { addresses: [], .. } => Slots::Unknown { families: self.family_bits() },
+            Slots::Known { addresses: [], .. } => Slots::Unknown { families: self.family_bits(families) },
             slots => slots.only(families),
         };
         match end {
@@ -227,18 +245,20 @@ impl<'a> Judge<'a> {
                 Far { kind: FarKind::Address, slots: Slots::known(std::slice::from_ref(*address)) }
             }
             End::External => {
-                let families = if near.addresses.is_empty() { self.family_bits() } else { near.families };
+                let families = if near.addresses.is_empty() { self.family_bits(3) } else { near.families };
                 Far { kind: FarKind::External, slots: Slots::Outside { families } }
             }
             End::Unknown(pod) => {
-                Far { kind: FarKind::Unknown(pod), slots: Slots::Unknown { families: self.family_bits() } }
+                Far { kind: FarKind::Unknown(pod), slots: Slots::Unknown { families: self.family_bits(families) } }
             }
         }
     }
 
-    fn family_bits(&self) -> u8 {
+    /// The families that an address not known may be of: those of the cluster's pods that the other end has too.
+    fn family_bits(&self, wanted: u8) -> u8 {
         let [v4, v6] = self.index.families();
-        u8::from(v4) | u8::from(v6) << 1
+        let bits = u8::from(v4) | u8::from(v6) << 1;
+        if bits & wanted == 0 { bits } else { bits & wanted }
     }
 
     fn side<const REASONS: bool>(&self, facts: &Facts, direction: Direction, far: &Far<'a>, query: &Query<'a>) -> Side {

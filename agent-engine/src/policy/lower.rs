@@ -139,6 +139,10 @@ impl Lowered {
         self.rules.iter().flatten().flat_map(|rules| rules.iter())
     }
 
+    pub fn all_ports(&self) -> impl Iterator<Item = &Port> {
+        self.all_rules().flat_map(|rule| rule.ports.iter().flat_map(|ports| ports.iter()))
+    }
+
     pub fn peers(&self) -> impl Iterator<Item = &Peer> {
         self.all_rules().flat_map(|rule| rule.peers.iter().flat_map(|peers| peers.iter()))
     }

@@ -7,21 +7,27 @@
 mod admin;
 mod decide;
 mod decision;
+pub mod diff;
 mod explain;
+pub mod fix;
 mod index;
+pub mod lint;
 mod lower;
 mod miss;
+mod patch;
 mod peer;
 mod profile;
 mod program;
 mod reach;
 mod reasons;
 mod selector;
+mod service;
 
 pub use decision::*;
 pub use profile::{Profile, UnknownProfile};
 pub use reach::{Class, Reachability};
 pub use reasons::Reasons;
+pub use service::{Backend, ServiceDecision};
 
 use decide::Judge;
 use index::Index;

@@ -195,7 +195,12 @@ impl<'a> Far<'a> {
             }
             Slots::Unknown { families } | Slots::Outside { families } => {
                 let bit = family & u64::from(families);
-                if block.prefix_len() == 0 && except.is_empty() {
+                let excepts_matter = match self.slots {
+                    // What is excepted of the cluster's own is not missed by those outside.
+                    Slots::Outside { .. } => except.iter().any(|e| !inside_cluster(peers.cluster, e)),
+                    Slots::Known { .. } | Slots::Unknown { .. } => !except.is_empty(),
+                };
+                if block.prefix_len() == 0 && !excepts_matter {
                     return Hit { yes: bit, maybe: 0 };
                 }
                 let matches = match (self.slots, &self.kind) {

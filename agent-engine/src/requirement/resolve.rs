@@ -97,7 +97,8 @@ impl Resolver {
         let world = World::new(cluster, identity, &self.roles);
         let mut pairs = BTreeMap::new();
         for requirement in self.catalogue.flows().filter(|r| !r.configured) {
-            let destinations = world.destinations(requirement);
+            let destinations = world.destinations(requirement).into_iter();
+            let destinations: Vec<(_, Arc<[Endpoint]>)> = destinations.map(|(k, pods)| (k, pods.into())).collect();
             for role in &requirement.source {
                 if *role == Role::Kubelet {
                     for ((end, protocol, port), pods) in &destinations {
@@ -109,7 +110,7 @@ impl Resolver {
                     let sources: Arc<[Endpoint]> = sources.into();
                     let revision = world.revision_of(requirement, &sources);
                     for ((end, protocol, port), pods) in &destinations {
-                        let pods = world.of_revision(pods, revision);
+                        let pods = revision.map_or_else(|| pods.clone(), |r| world.of_revision(pods, r));
                         let key = PairKey {
                             flow: requirement.id.clone(),
                             source: source.clone(),
@@ -117,7 +118,7 @@ impl Resolver {
                             protocol: *protocol,
                             port: *port,
                         };
-                        insert(&mut pairs, key, requirement, sources.clone(), pods.into(), [].into());
+                        insert(&mut pairs, key, requirement, sources.clone(), pods, [].into());
                     }
                 }
             }
@@ -318,9 +319,9 @@ impl<'a> World<'a> {
         exists.then_some(wanted)
     }
 
-    fn of_revision(&self, pods: &[Endpoint], wanted: Option<&str>) -> Vec<Endpoint> {
+    fn of_revision(&self, pods: &[Endpoint], wanted: &str) -> Arc<[Endpoint]> {
         let is = |e: &&Endpoint| match e {
-            Endpoint::Pod { name, .. } => wanted.is_none() || self.cluster.pod(name).and_then(revision) == wanted,
+            Endpoint::Pod { name, .. } => self.cluster.pod(name).and_then(revision) == Some(wanted),
             _ => true,
         };
         pods.iter().filter(is).cloned().collect()

@@ -38,6 +38,8 @@ pub enum Role {
     KymaScraper,
     /// A pod that Kyma lets use the egress gateway.
     KymaEgressClient,
+    /// A user's workload: no part of Istio or of what installs it.
+    Application,
     /// Any pod.
     Pod,
     /// The API server's endpoints.
@@ -115,6 +117,9 @@ pub fn roles(cluster: &Cluster, pod: &Pod) -> Roles {
         roles.insert(Role::Sidecar);
     } else if is_ambient(cluster, pod) {
         roles.insert(Role::Ambient);
+    }
+    if ![Role::Gateway, Role::Waypoint, Role::KymaController].iter().any(|role| roles.contains(role)) {
+        roles.insert(Role::Application);
     }
     roles
 }

@@ -75,7 +75,7 @@ fn roles_of(extra: &[serde_json::Value], namespace: &str, name: &str) -> Vec<Rol
         apply(&mut engine, 1, object.clone());
     }
     let roles = engine.resolver().roles(&Name::new(namespace, name));
-    roles.into_iter().filter(|r| *r != Role::Pod).collect()
+    roles.into_iter().filter(|r| !matches!(r, Role::Pod | Role::Application)).collect()
 }
 
 #[test]

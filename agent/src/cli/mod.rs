@@ -1,9 +1,14 @@
 //! The command line: one file per subcommand. Data goes to standard output, everything else to standard error; the exit code
 //! says whether all is fine (0), something was found (1), or it could not be told (2).
 
+mod check;
+mod diff;
 pub mod doctor;
 mod doctor_args;
+mod explain;
+mod fix;
 mod flows;
+mod manifests;
 mod out;
 mod replay;
 mod run;
@@ -30,6 +35,14 @@ const EXIT_CODES: &str = "Exit codes: 0 all required flows fine, 1 findings, 2 c
 enum Command {
     /// Run the agent: watch this kernel's connections and judge them
     Run(run::Run),
+    /// Judge manifests before they are applied
+    Check(check::Check),
+    /// Say what policies make of one connection, and why
+    Explain(explain::Explain),
+    /// Propose the smallest policies that open what is denied
+    Fix(fix::Fix),
+    /// Compare two sets of policies by what opens and what closes
+    Diff(diff::Diff),
     /// Show what the agent on this node knows of the required flows
     Status(status::Status),
     /// Say what this node's kernel offers, which probes work and what is missing
@@ -63,6 +76,10 @@ pub fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let ended = match command {
         Command::Run(command) => command.run(),
+        Command::Check(command) => command.run(),
+        Command::Explain(command) => command.run(),
+        Command::Fix(command) => command.run(),
+        Command::Diff(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Doctor(command) => command.run(),
         Command::Flows(command) => command.run(),

@@ -68,12 +68,12 @@ pub enum BindError {
     #[error("{} exists and is no socket; remove it, or choose another path with --socket", .0.display())]
     NotASocket(PathBuf),
     /// The system refused.
-    #[error("cannot make the socket {}: {source}; choose a writable path with --socket", .path.display())]
+    #[error("cannot make the socket {}: {cause}; choose a writable path with --socket", .path.display())]
     Failed {
         /// The path.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -91,7 +91,7 @@ impl Socket {
     /// # Errors
     /// [`BindError`].
     pub fn bind(path: &Path) -> Result<Self, BindError> {
-        let fail = |source| BindError::Failed { path: path.to_owned(), source };
+        let fail = |cause| BindError::Failed { path: path.to_owned(), cause };
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(fail)?;
         match fs::symlink_metadata(path) {
@@ -197,12 +197,12 @@ async fn respond(line: &[u8], complete: bool, views: &Views) -> Vec<u8> {
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// Nobody listens there.
-    #[error("no agent answers on {}: {source}; start one with `weir run`, or name its socket with --socket", .path.display())]
+    #[error("no agent answers on {}: {cause}; start one with `weir run`, or name its socket with --socket", .path.display())]
     Unreachable {
         /// The path.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// It says no.
     #[error("the agent on {} answers: {message}", .path.display())]
@@ -227,7 +227,7 @@ pub enum AskError {
 /// # Errors
 /// [`AskError`].
 pub fn ask(path: &Path) -> Result<View, AskError> {
-    let unreachable = |source| AskError::Unreachable { path: path.to_owned(), source };
+    let unreachable = |cause| AskError::Unreachable { path: path.to_owned(), cause };
     let strange = |message: String| AskError::Strange { path: path.to_owned(), message };
     let mut stream = Client::connect(path).map_err(unreachable)?;
     stream.set_read_timeout(Some(IDLE)).map_err(unreachable)?;

@@ -100,9 +100,8 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
     };
     drop(tell);
     drop(socket);
-    match tokio::time::timeout(FAREWELL, server).await {
-        Ok(Ok(Err(failure))) => error!(%failure, "the HTTP server failed"),
-        Ok(_) | Err(_) => {}
+    if let Ok(Ok(Err(failure))) = tokio::time::timeout(FAREWELL, server).await {
+        error!(%failure, "the HTTP server failed");
     }
     if ended.is_ok() {
         info!("weir stops");

@@ -30,12 +30,12 @@ struct Header {
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// Could not be created, read or written.
-    #[error("recording {}: {source}", .path.display())]
+    #[error("recording {}: {cause}", .path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Full.
     #[error("recording {}: at its limit of {limit} bytes; raise it with --record-limit", .path.display())]
@@ -75,7 +75,7 @@ impl Recorder {
         // Object contents are in it.
         let mut options = File::options();
         options.write(true).create(true).truncate(true).mode(0o600);
-        let file = options.open(path).map_err(|source| RecordError::Io { path: path.to_owned(), source })?;
+        let file = options.open(path).map_err(|cause| RecordError::Io { path: path.to_owned(), cause })?;
         let mut this = Self { path: path.to_owned(), out: BufWriter::new(file), left: limit, limit };
         this.line(&Header { weir_recording: VERSION, settings: settings.clone() })?;
         Ok(this)
@@ -94,11 +94,11 @@ impl Recorder {
     /// # Errors
     /// [`RecordError::Io`].
     pub fn flush(&mut self) -> Result<(), RecordError> {
-        self.out.flush().map_err(|source| RecordError::Io { path: self.path.clone(), source })
+        self.out.flush().map_err(|cause| RecordError::Io { path: self.path.clone(), cause })
     }
 
     fn line(&mut self, line: &impl Serialize) -> Result<(), RecordError> {
-        let fail = |source| RecordError::Io { path: self.path.clone(), source };
+        let fail = |cause| RecordError::Io { path: self.path.clone(), cause };
         let mut bytes = serde_json::to_vec(line).map_err(|e| fail(e.into()))?;
         bytes.push(b'\n');
         let Some(left) = self.left.checked_sub(bytes.len() as u64) else {
@@ -126,7 +126,7 @@ impl Recording {
     /// # Errors
     /// [`RecordError`].
     pub fn open(path: &Path) -> Result<Self, RecordError> {
-        let io = |source| RecordError::Io { path: path.to_owned(), source };
+        let io = |cause| RecordError::Io { path: path.to_owned(), cause };
         let mut input = BufReader::new(File::open(path).map_err(io)?);
         let invalid = |message: String| RecordError::Invalid { path: path.to_owned(), line: 1, message };
         let header = read_line(&mut input).map_err(io)?;
@@ -144,7 +144,7 @@ impl Recording {
     /// # Errors
     /// [`RecordError`].
     pub fn next_input(&mut self) -> Result<Option<(Time, Input)>, RecordError> {
-        let line = read_line(&mut self.input).map_err(|source| RecordError::Io { path: self.path.clone(), source })?;
+        let line = read_line(&mut self.input).map_err(|cause| RecordError::Io { path: self.path.clone(), cause })?;
         self.line += 1;
         if line.is_empty() {
             return Ok(None);

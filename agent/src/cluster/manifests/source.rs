@@ -19,12 +19,12 @@ const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// Opening, listing or reading it failed.
-    #[error("cannot read manifests from {}: {source}; name a file or folder that this user can read, or - for standard input", .path.display())]
+    #[error("cannot read manifests from {}: {cause}; name a file or folder that this user can read, or - for standard input", .path.display())]
     Unreadable {
         /// The path as given.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -72,8 +72,8 @@ impl File {
     pub fn read(&self, keep: Keep) -> Result<Manifests, SourceError> {
         match self.bytes() {
             Ok(bytes) => Ok(parse(&self.name, &bytes, keep)),
-            Err(source) if self.named => {
-                Err(SourceError::Unreadable { path: self.path.clone().unwrap_or_else(|| "-".into()), source })
+            Err(cause) if self.named => {
+                Err(SourceError::Unreadable { path: self.path.clone().unwrap_or_else(|| "-".into()), cause })
             }
             Err(error) => Ok(Manifests { files: 1, ..unreadable(&self.name, &error) }),
         }
@@ -121,7 +121,7 @@ pub struct Listing {
 /// # Errors
 /// [`SourceError`] when the path itself can't be read.
 pub fn list(root: &Path, seen: &mut HashSet<PathBuf>) -> Result<Listing, SourceError> {
-    let fail = |source| SourceError::Unreadable { path: root.to_owned(), source };
+    let fail = |cause| SourceError::Unreadable { path: root.to_owned(), cause };
     let mut listing = Listing::default();
     if root == Path::new("-") {
         listing.files.push(File { path: None, name: "-".into(), stamp: None, named: true });

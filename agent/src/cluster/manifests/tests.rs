@@ -176,7 +176,7 @@ fn hostile_text_ends_soon_with_a_clear_word() {
         let took = started.elapsed();
         assert!(!found.problems.is_empty(), "{name}");
         assert!(found.problems[0].message.contains(says), "{name}: {}", found.problems[0]);
-        assert!(took < Duration::from_secs(10), "{name} took {took:?}");
+        assert!(took < Duration::from_secs(60), "{name} took {took:?}");
     }
 }
 
@@ -195,7 +195,7 @@ fn ten_megabytes_are_read() {
     }
     let started = Instant::now();
     assert_eq!(read(&many).ignored.get("v1 Secret"), Some(&1));
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
 }
 
 #[test]

@@ -1,0 +1,170 @@
+//! The smallest patches that open every denied required flow, one after the other, each tried out on those before.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use serde::{Deserialize, Serialize};
+
+use super::Model;
+use super::report::instance;
+use crate::cluster::{Object, Origin};
+use crate::policy::diff::{WorkloadDifference, by_workload, diff};
+use crate::policy::fix::{PatchKind, Unfixable};
+use crate::policy::{Admission, Endpoint, Flow};
+use crate::requirement::{End, Pair, PairKey};
+use crate::words::{Direction, Name};
+
+/// Version of the shape.
+pub const VERSION: u32 = 1;
+/// Patches made at most: a cluster that needs more is better served by a policy of another shape.
+const MAX_PATCHES: usize = 200;
+/// Patches tried at most for one pair, whose instances may need different ones.
+const MAX_PER_PAIR: usize = 16;
+
+/// What to apply so that required flows pass.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Repair {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Policies to apply, each in its final shape.
+    pub policies: Vec<Repaired>,
+    /// Denied flows that no NetworkPolicy opens.
+    pub unfixable: Vec<Left>,
+    /// Flows between workloads that open besides the required ones.
+    pub beyond: Vec<WorkloadDifference>,
+    /// Denied required flows before.
+    pub denied_before: usize,
+    /// Denied required flows with the patches, by re-evaluation.
+    pub denied_after: usize,
+    /// Denied flows that were not looked at because there were too many.
+    pub left_out: usize,
+}
+
+/// A policy to apply.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Repaired {
+    /// The whole object.
+    pub policy: NetworkPolicy,
+    /// It did not exist.
+    pub created: bool,
+    /// Rules that are new, by direction and index; all of them in a policy that did not exist.
+    pub rules: Vec<(Direction, usize)>,
+    /// Required flows that it was made for.
+    pub opens: Vec<String>,
+    /// Policies of the same pods that are left alone, each with who manages it.
+    pub managed: Vec<(Name, String)>,
+}
+
+/// A flow that stays denied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// Flow and ends.
+    pub flow: String,
+    /// Why.
+    pub why: String,
+}
+
+/// Makes patches for the denied required flows that `wanted` picks; the model ends up with them applied.
+#[must_use]
+pub fn repair(model: &mut Model, wanted: impl Fn(&Pair) -> bool) -> Repair {
+    let before = model.clone();
+    let mut out = Repair { version: VERSION, ..Repair::default() };
+    let mut done: BTreeMap<Name, Repaired> = BTreeMap::new();
+    let pairs = model.pairs();
+    let mut denied: Vec<&Pair> = pairs.values().filter(|p| wanted(p) && first_denied(model, p).is_some()).collect();
+    denied.sort_by_key(|p| (p.requirement.severity, &p.key));
+    out.denied_before = denied.len();
+    let mut made = 0;
+    for (index, pair) in denied.iter().enumerate() {
+        if made >= MAX_PATCHES {
+            let rest = denied[index..].iter().filter(|p| first_denied(model, p).is_some());
+            out.left_out = rest.count();
+            break;
+        }
+        made += open(model, pair, &mut done, &mut out.unfixable);
+    }
+    out.denied_after = denied.iter().filter(|p| first_denied(model, p).is_some()).count();
+    let differences = diff((&before.cluster, &before.policies), (&model.cluster, &model.policies));
+    out.beyond = beyond(by_workload(&model.cluster, &differences), &pairs);
+    out.policies = done.into_values().collect();
+    out
+}
+
+/// Opens one pair; says how many patches it took.
+fn open(model: &mut Model, pair: &Pair, done: &mut BTreeMap<Name, Repaired>, unfixable: &mut Vec<Left>) -> usize {
+    let label = |flow: &Flow| {
+        let ends = instance(&flow.source, &flow.destination);
+        format!("{} {} → {} {} {}", pair.key.flow, ends.source, ends.destination, flow.protocol, flow.port)
+    };
+    for made in 0..MAX_PER_PAIR {
+        let Some(flow) = first_denied(model, pair) else { return made };
+        let fix = match model.policies.fix(&model.cluster, &flow) {
+            Ok(fix) => fix,
+            Err(Unfixable::Admitted) => return made,
+            Err(error) => {
+                unfixable.push(Left { flow: label(&flow), why: error.to_string() });
+                return made;
+            }
+        };
+        for patch in fix.patches {
+            let object = Object::NetworkPolicy(Box::new(patch.policy.clone()));
+            let name = object.key().name;
+            let entry = done.entry(name).or_insert_with(|| Repaired {
+                policy: patch.policy.clone(),
+                created: patch.kind == PatchKind::Policy,
+                rules: Vec::new(),
+                opens: Vec::new(),
+                managed: Vec::new(),
+            });
+            entry.policy = patch.policy;
+            match patch.kind {
+                PatchKind::Rule(index) => entry.rules.push((patch.direction, index)),
+                PatchKind::Policy => entry.rules.push((patch.direction, 0)),
+            }
+            entry.managed.extend(patch.managed);
+            entry.managed.sort_unstable();
+            entry.managed.dedup();
+            let label = label(&flow);
+            if !entry.opens.contains(&label) {
+                entry.opens.push(label);
+            }
+            let change = model.cluster.apply(object, Origin::default());
+            model.policies.update(&model.cluster, &change);
+        }
+    }
+    MAX_PER_PAIR
+}
+
+/// The first instance of a pair that is denied.
+fn first_denied(model: &Model, pair: &Pair) -> Option<Flow> {
+    let flow = |(source, destination): (&Endpoint, &Endpoint)| Flow {
+        source: source.clone(),
+        destination: destination.clone(),
+        protocol: pair.key.protocol,
+        port: pair.key.port,
+        dialled: None,
+    };
+    let mut flows = pair.instances().map(flow);
+    flows.find(|f| model.policies.admits(&model.cluster, f) == Admission::NotAdmitted)
+}
+
+/// What opens, without the required flows: workload to workload on a port that one of them has.
+fn beyond(all: Vec<WorkloadDifference>, pairs: &BTreeMap<PairKey, Pair>) -> Vec<WorkloadDifference> {
+    let workload = |end: &End| match end {
+        End::Workload(w) => Some(w.clone()),
+        End::ApiServer | End::Kubelet | End::Node | End::External | End::NodeLocalDns => None,
+    };
+    let required: BTreeSet<_> =
+        pairs.keys().map(|k| (workload(&k.source), workload(&k.destination), k.protocol, k.port)).collect();
+    let mut rest = Vec::new();
+    for mut d in all {
+        d.ports.retain(|p| {
+            let is = (d.source.clone(), d.destination.clone(), d.protocol, p.first);
+            p.first != p.last || !required.contains(&is)
+        });
+        if !d.ports.is_empty() {
+            rest.push(d);
+        }
+    }
+    rest
+}

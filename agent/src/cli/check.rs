@@ -1,0 +1,116 @@
+//! `weir check`.
+
+use clap::{Args, ValueEnum};
+use weir_engine::check::{self, Options};
+use weir_engine::requirement::Severity;
+
+use super::manifests::Source;
+use super::{Exit, out};
+use crate::report::{Checked, Conclusion, junit, markdown, sarif, table};
+
+/// Judges every flow that the mesh needs by the policies in manifests, before anything is applied.
+///
+/// Pods come from Pod objects, or, in rendered charts, from the pod templates of workloads.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Check {
+    #[command(flatten)]
+    source: Source,
+
+    /// How to print
+    #[arg(long, short, value_enum, value_name = "FORMAT", default_value_t)]
+    output: Format,
+
+    /// Denied flows of this severity or worse are findings
+    #[arg(long, value_enum, value_name = "SEVERITY", default_value_t = FailOn::Low)]
+    fail_on: FailOn,
+
+    /// Errors and warnings about policies are findings too
+    #[arg(long)]
+    strict: bool,
+
+    /// Delete each rule in turn and tell which required flows close
+    #[arg(long)]
+    mutate: bool,
+
+    /// Show admitted flows and notes on policies too
+    #[arg(long)]
+    all: bool,
+}
+
+const EXAMPLES: &str = "Examples:
+  weir check -f policies/ --cluster cluster.yaml
+  helm template my-mesh | weir check -f - --cluster cluster.yaml --output sarif > weir.sarif
+
+A cluster's objects: kubectl get ns,no,po,svc,endpointslices,netpol -A -o yaml > cluster.yaml
+
+Exit codes: 0 all required flows fine, 1 findings, 2 could not tell or failed.";
+
+/// How a report is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// For programs; versioned
+    Json,
+    /// SARIF 2.1.0, for code scanning
+    Sarif,
+    /// For CI systems
+    Junit,
+    /// For pull requests
+    Markdown,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FailOn {
+    Critical,
+    High,
+    Medium,
+    Low,
+    Info,
+}
+
+impl From<FailOn> for Severity {
+    fn from(fail_on: FailOn) -> Self {
+        match fail_on {
+            FailOn::Critical => Self::Critical,
+            FailOn::High => Self::High,
+            FailOn::Medium => Self::Medium,
+            FailOn::Low => Self::Low,
+            FailOn::Info => Self::Info,
+        }
+    }
+}
+
+impl Check {
+    /// Reads, judges, prints.
+    pub fn run(self) -> anyhow::Result<Exit> {
+        let Self { source, output, fail_on, strict, mutate, all } = self;
+        let loaded = source.load()?;
+        let options = Options { profile: source.reading.engine, mutate, ..Options::default() };
+        let report = check::check(&loaded.model, &options);
+        let checked = Checked::new(report, loaded.inputs, fail_on.into(), strict);
+        match output {
+            Format::Table => {
+                let show = table::Show { all, arguments: source.arguments() };
+                out::print(&table::render(&checked, &show))?;
+            }
+            Format::Json => out::json(&checked)?,
+            Format::Sarif => out::json(&sarif::render(&checked, &loaded.model.cluster))?,
+            Format::Junit => out::print(&junit::render(&checked)?)?,
+            Format::Markdown => out::print(&markdown::render(&checked))?,
+        }
+        Ok(checked.conclusion.into())
+    }
+}
+
+impl From<Conclusion> for Exit {
+    fn from(conclusion: Conclusion) -> Self {
+        match conclusion {
+            Conclusion::Fine => Self::Fine,
+            Conclusion::Findings => Self::Findings,
+            Conclusion::CouldNotTell => Self::Failed,
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! `weir fix`.
+
+use std::fmt::Write as _;
+
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use weir_engine::check::{Repair, Repaired, repair};
+
+use super::manifests::Source;
+use super::{Exit, out};
+use crate::outputs::text::clean;
+use crate::report::words::{self, count};
+
+/// Proposes the smallest policies that open the denied flows which the mesh needs.
+///
+/// Each is tried out first; what else opens is told on standard error. Policies that Helm, an operator or Kyma manage are never
+/// edited.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Fix {
+    #[command(flatten)]
+    source: Source,
+
+    /// Only these flows, by id or code
+    #[arg(long, value_name = "ID")]
+    flow: Vec<String>,
+
+    /// How to print
+    #[arg(long, short, value_enum, value_name = "FORMAT", default_value_t)]
+    output: Format,
+}
+
+const EXAMPLES: &str = "Examples:
+  weir fix -f policies/ --cluster cluster.yaml > fixes.yaml
+  weir fix -f policies/ --cluster cluster.yaml --flow sidecar-xds | kubectl diff -f -
+
+Exit codes: 0 nothing to fix, 1 fixes proposed, 2 could not tell, or some cannot be fixed.";
+
+/// How patches are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Ready for kubectl apply
+    #[default]
+    Yaml,
+    /// For programs; versioned
+    Json,
+}
+
+/// Lines of what else opens.
+const MAX_BEYOND: usize = 20;
+
+impl Fix {
+    /// Reads, patches, prints.
+    pub fn run(self) -> anyhow::Result<Exit> {
+        let Self { source, flow, output } = self;
+        let mut loaded = source.load()?;
+        let catalogue = loaded.model.resolver.catalogue();
+        if let Some(unknown) = flow.iter().find(|id| catalogue.flow(id).is_none()) {
+            bail!("there is no flow {unknown:?}; `weir flows` lists them");
+        }
+        let repair = repair(&mut loaded.model, |pair| {
+            flow.is_empty() || flow.iter().any(|id| **id == *pair.requirement.id || **id == *pair.requirement.code)
+        });
+        match output {
+            Format::Yaml => out::print(&yaml(&repair)?)?,
+            Format::Json => out::json(&repair)?,
+        }
+        tell(&repair);
+        let broken = loaded.inputs.broken();
+        if broken > 0 {
+            anstream::eprintln!("weir: weakened: {} not read", count(broken, "document was", "documents were"));
+        }
+        Ok(if repair.denied_after > 0 || broken > 0 || loaded.model.pairs().is_empty() {
+            Exit::Failed
+        } else if repair.denied_before > 0 {
+            Exit::Findings
+        } else {
+            Exit::Fine
+        })
+    }
+}
+
+/// Documents for `kubectl apply`, each with what it is for.
+fn yaml(repair: &Repair) -> anyhow::Result<String> {
+    let mut text = String::new();
+    for repaired in &repair.policies {
+        text.push_str("---\n");
+        let name = name(&repaired.policy);
+        let _ = if repaired.created {
+            writeln!(text, "# {name}: new")
+        } else {
+            let rules: Vec<String> = repaired.rules.iter().map(|(d, rule)| format!("{d} rule {rule}")).collect();
+            writeln!(text, "# {name}: with {} new", rules.join(", "))
+        };
+        for opens in &repaired.opens {
+            let _ = writeln!(text, "# opens {}", clean(opens));
+        }
+        for (policy, manager) in &repaired.managed {
+            let _ = writeln!(text, "# {} is left alone: managed by {}", clean(&policy.to_string()), clean(manager));
+        }
+        text.push_str(&document(repaired)?);
+    }
+    Ok(text)
+}
+
+fn document(repaired: &Repaired) -> anyhow::Result<String> {
+    // Through JSON, whose order of fields is apiVersion, kind, metadata, spec.
+    let mut text = serde_saphyr::to_string(&repaired.policy)?;
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+fn name(policy: &NetworkPolicy) -> String {
+    let (namespace, name) = (policy.metadata.namespace.as_deref(), policy.metadata.name.as_deref());
+    clean(&format!("{}/{}", namespace.unwrap_or("default"), name.unwrap_or_default())).into_owned()
+}
+
+fn tell(repair: &Repair) {
+    let opened = repair.denied_before - repair.denied_after;
+    match (repair.denied_before, repair.policies.len()) {
+        (0, _) => anstream::eprintln!("weir: no required flow is denied; there is nothing to fix"),
+        (before, policies) => anstream::eprintln!(
+            "weir: {opened} of {} opened by {}",
+            count(before, "denied flow", "denied flows"),
+            count(policies, "policy", "policies")
+        ),
+    }
+    for left in &repair.unfixable {
+        anstream::eprintln!("weir: not fixed: {}: {}", clean(&left.flow), clean(&left.why));
+    }
+    if repair.left_out > 0 {
+        anstream::eprintln!("weir: {} more are left; apply these, then run it again", repair.left_out);
+    }
+    if !repair.beyond.is_empty() {
+        anstream::eprintln!("weir: besides the required flows this changes:");
+        for d in repair.beyond.iter().take(MAX_BEYOND) {
+            anstream::eprintln!("  {}", clean(&words::difference(d)));
+        }
+        if repair.beyond.len() > MAX_BEYOND {
+            anstream::eprintln!("  and {} more; --output json has them all", repair.beyond.len() - MAX_BEYOND);
+        }
+    }
+    if !repair.policies.is_empty() {
+        anstream::eprintln!("weir: next: review, then kubectl apply -f FILE, then weir check again");
+    }
+}

@@ -1,0 +1,152 @@
+//! The sentences that all formats share.
+
+use weir_engine::check::{Case, Finding, PairReport};
+use weir_engine::policy::diff::WorkloadDifference;
+use weir_engine::policy::lint::Lint;
+use weir_engine::policy::{Admission, Miss, Selecting, Side, Why};
+use weir_engine::snapshot::EndView;
+use weir_engine::words::{Direction, Workload};
+
+/// One end: `app/web`, or what it is where it is no workload.
+#[must_use]
+pub fn end(end: &EndView) -> String {
+    if end.namespace.is_empty() { end.workload.to_string() } else { format!("{}/{}", end.namespace, end.workload) }
+}
+
+/// `TCP 15017 (Service port 443)`.
+#[must_use]
+pub fn port(pair: &PairReport) -> String {
+    match pair.service_port.filter(|p| *p != pair.port) {
+        Some(dialled) => format!("{} {} (Service port {dialled})", pair.protocol, pair.port),
+        None => format!("{} {}", pair.protocol, pair.port),
+    }
+}
+
+/// `app/web → mesh/istiod TCP 15012`.
+#[must_use]
+pub fn pair(pair: &PairReport) -> String {
+    format!("{} → {} {}", end(&pair.source), end(&pair.destination), port(pair))
+}
+
+/// What a side says, in one sentence, without a full stop.
+#[must_use]
+pub fn side(direction: Direction, side: &Side) -> String {
+    let what = match side {
+        Side::NotIsolated => "open: no policy selects the pod".to_owned(),
+        Side::Admitted { by, .. } => {
+            let by: Vec<String> = by.iter().map(ToString::to_string).collect();
+            format!("admitted by {}", by.join(", "))
+        }
+        Side::NotAdmitted { selecting } => match &**selecting {
+            [one] => format!("not admitted: {} selects the pod, and no rule admits it", one.policy),
+            many => {
+                let mut names: Vec<String> = many.iter().map(|s| s.policy.to_string()).collect();
+                names.sort_unstable();
+                format!("not admitted: {} select the pod, and no rule admits it", names.join(", "))
+            }
+        },
+        Side::DeniedBy { by } => format!("denied by {by}"),
+        Side::NodeLocal => "open: traffic of the pod's own node is always admitted".to_owned(),
+        Side::NotApplicable => "open: NetworkPolicies do not apply to this end".to_owned(),
+        Side::Undecidable { why } => format!("cannot be decided: {why}"),
+    };
+    format!("{direction} {what}")
+}
+
+/// The rule that comes nearest to admitting, and why it does not.
+#[must_use]
+pub fn nearest(side: &Side) -> Option<(&Selecting, &Miss)> {
+    let Side::NotAdmitted { selecting } = side else { return None };
+    selecting.iter().find_map(|s| Some((s, s.misses.first()?)))
+}
+
+/// `nearest: app/to-istiod rule 0 opens TCP 443, not 15012`.
+#[must_use]
+pub fn nearest_text(side: &Side) -> Option<String> {
+    nearest(side).map(|(selecting, miss)| format!("nearest: {} rule {} {}", selecting.policy, miss.rule, miss.why))
+}
+
+/// The peer matches, and the port does not.
+#[must_use]
+pub fn about_port(why: &Why) -> bool {
+    match why {
+        Why::ServicePort { .. } | Why::Port { .. } | Why::Protocol { .. } | Why::PortName { .. } => true,
+        Why::PodLabel { .. }
+        | Why::NamespaceLabel { .. }
+        | Why::OtherNamespace { .. }
+        | Why::OutsideBlock { .. }
+        | Why::Excepted { .. }
+        | Why::NotAPod { .. }
+        | Why::BlockNotCompared { .. }
+        | Why::BlockElsewhere { .. }
+        | Why::OtherKind
+        | Why::Invalid { .. } => false,
+    }
+}
+
+/// Every sentence about the sides that do not admit, or cannot be decided.
+#[must_use]
+pub fn reasons(case: &Case) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (direction, s) in case.sides() {
+        match s {
+            Side::NotAdmitted { .. } => {
+                lines.push(side(direction, s));
+                lines.extend(nearest_text(s));
+            }
+            Side::DeniedBy { .. } | Side::Undecidable { .. } => lines.push(side(direction, s)),
+            Side::NotIsolated | Side::Admitted { .. } | Side::NodeLocal | Side::NotApplicable => {}
+        }
+    }
+    lines
+}
+
+/// Where a lint points: `app/to-istiod egress rule 0 peer 1`.
+#[must_use]
+pub fn place(lint: &Lint) -> String {
+    let mut text = lint.policy.to_string();
+    if let Some(direction) = lint.direction {
+        text.push_str(&format!(" {direction}"));
+    }
+    if let Some(rule) = lint.rule {
+        text.push_str(&format!(" rule {rule}"));
+    }
+    if let Some(peer) = lint.peer {
+        text.push_str(&format!(" peer {peer}"));
+    }
+    text
+}
+
+/// `policies.yaml:12`, or nothing.
+#[must_use]
+pub fn origin(lint: &Lint) -> Option<String> {
+    let file = lint.origin.file.as_deref()?;
+    Some(lint.origin.line.map_or_else(|| file.to_owned(), |line| format!("{file}:{line}")))
+}
+
+/// What a finding costs: `blocks sidecar-xds, sidecar-dns`.
+#[must_use]
+pub fn blocks(finding: &Finding) -> Option<String> {
+    let flows: Vec<&str> = finding.blocks.iter().map(|f| &**f).collect();
+    (!flows.is_empty()).then(|| format!("blocks {}", flows.join(", ")))
+}
+
+/// `opens shop/cart → shop/stock TCP 80, 8080-8090`.
+#[must_use]
+pub fn difference(d: &WorkloadDifference) -> String {
+    let end = |w: &Option<Workload>| w.as_ref().map_or_else(|| "outside".to_owned(), ToString::to_string);
+    let what = match d.after {
+        Admission::Admitted => "opens",
+        Admission::NotAdmitted => "closes",
+        Admission::Undecidable => "becomes undecidable:",
+    };
+    let ports: Vec<String> = d.ports.iter().map(ToString::to_string).collect();
+    let pairs = if d.pairs > 1 { format!(" ({} pairs of pods)", d.pairs) } else { String::new() };
+    format!("{what} {} → {} {} {}{pairs}", end(&d.source), end(&d.destination), d.protocol, ports.join(", "))
+}
+
+/// `1 pair`, `2 pairs`.
+#[must_use]
+pub fn count(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}

@@ -1,0 +1,145 @@
+//! Pages as golden files: what a user sees of the offline commands.
+
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
+use snapbox::cmd::{Command, cargo_bin};
+use snapbox::{Data, assert_data_eq};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden")
+}
+
+fn run(args: &[&str]) -> Output {
+    let command = Command::new(cargo_bin!("weir")).current_dir(folder().join("input"));
+    command.env_remove("RUST_LOG").args(args).output().expect("weir")
+}
+
+/// Runs in the folder of the inputs; compares the exit code, and standard output with a golden file.
+fn golden(args: &[&str], code: i32, file: &str) -> String {
+    let output = run(args);
+    let text = String::from_utf8(output.stdout).expect("text");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {errors}\n{text}");
+    assert_data_eq!(&text, Data::read_from(&folder().join("check").join(file), None));
+    assert!(!text.contains('\u{1b}'), "no colours in a pipe: {args:?}");
+    text
+}
+
+/// The same for pages, which fit 100 columns.
+fn page(args: &[&str], code: i32, file: &str) {
+    let text = golden(args, code, file);
+    for line in text.lines() {
+        assert!(line.chars().count() <= 100, "{args:?}: {line}");
+    }
+}
+
+const CLOSED: [&str; 4] = ["-f", "closed.yaml", "--cluster", "mesh.yaml"];
+const OPEN: [&str; 4] = ["-f", "open.yaml", "--cluster", "mesh.yaml"];
+
+fn with<'a>(first: &[&'a str], rest: &[&'a str]) -> Vec<&'a str> {
+    [first, rest].concat()
+}
+
+#[test]
+fn help() {
+    page(&["check", "--help"], 0, "help-check.txt");
+    page(&["explain", "--help"], 0, "help-explain.txt");
+}
+
+#[test]
+fn check_formats() {
+    page(&with(&["check"], &CLOSED), 1, "closed.txt");
+    golden(&with(&["check", "-o", "json"], &CLOSED), 1, "closed.json");
+    golden(&with(&["check", "-o", "sarif"], &CLOSED), 1, "closed.sarif");
+    golden(&with(&["check", "-o", "junit"], &CLOSED), 1, "closed.junit.xml");
+    golden(&with(&["check", "-o", "markdown"], &CLOSED), 1, "closed.md");
+    page(&with(&["check"], &OPEN), 0, "open.txt");
+    page(&with(&["check", "--all", "--mutate"], &OPEN), 0, "open-all.txt");
+}
+
+#[test]
+fn check_exit_codes() {
+    let code = |args: &[&str]| run(args).status.code();
+    assert_eq!(code(&with(&["check"], &OPEN)), Some(0));
+    assert_eq!(code(&with(&["check"], &CLOSED)), Some(1));
+    assert_eq!(code(&["check", "-f", "open.yaml"]), Some(2), "no pods: nothing can be told");
+    assert_eq!(code(&["check", "-f", "broken.yaml", "--cluster", "mesh.yaml"]), Some(2), "a policy could not be read");
+    assert_eq!(code(&["check", "-f", "nowhere.yaml"]), Some(2));
+    assert_eq!(code(&with(&["check", "--fail-on", "critical"], &CLOSED)), Some(1));
+    assert_eq!(code(&["check", "-f", "-", "--cluster", "-"]), Some(2), "one standard input");
+}
+
+#[test]
+fn broken_documents_are_named_and_the_rest_is_judged() {
+    page(&["check", "-f", "broken.yaml", "--cluster", "mesh.yaml"], 2, "broken.txt");
+    let output = run(&["check", "-f", "broken.yaml", "--cluster", "mesh.yaml"]);
+    let errors = String::from_utf8(output.stderr).expect("text");
+    assert_data_eq!(&errors, Data::read_from(&folder().join("check/broken.stderr"), None));
+}
+
+#[test]
+fn standard_input() {
+    let policies = std::fs::read(folder().join("input/closed.yaml")).expect("a file");
+    let output = Command::new(cargo_bin!("weir"))
+        .current_dir(folder().join("input"))
+        .args(["check", "-f", "-", "--cluster", "mesh.yaml"])
+        .stdin(policies)
+        .output()
+        .expect("weir");
+    assert_eq!(output.status.code(), Some(1));
+    let file = String::from_utf8(run(&with(&["check"], &CLOSED)).stdout).expect("text");
+    let piped = String::from_utf8(output.stdout).expect("text");
+    assert_eq!(piped.replace("-f - ", "-f closed.yaml ").replace("-:", "closed.yaml:"), file);
+}
+
+#[test]
+fn names_are_shown_and_not_obeyed() {
+    for format in ["table", "junit", "markdown", "sarif", "json"] {
+        let args = ["check", "-f", "hostile.yaml", "--cluster", "mesh.yaml", "-o", format];
+        let text = String::from_utf8(run(&args).stdout).expect("text");
+        assert!(text.contains("evil"), "{format}: the policy is named: {text}");
+        assert!(!text.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{format}: {text:?}");
+    }
+}
+
+#[test]
+fn explain() {
+    page(&with(&["explain", "shop/cart-0", "istio-system/istiod", "15012"], &CLOSED), 1, "explain-denied.txt");
+    golden(
+        &with(&["explain", "shop/cart-0", "istio-system/istiod", "15012", "-o", "json"], &CLOSED),
+        1,
+        "explain-denied.json",
+    );
+    page(&with(&["explain", "shop/cart-0", "istio-system/svc/istiod", "443"], &CLOSED), 1, "explain-service.txt");
+    page(&with(&["explain", "shop/cart-0", "kube-system/kube-dns", "53/udp"], &OPEN), 0, "explain-admitted.txt");
+    page(&with(&["explain", "203.0.113.9", "shop/cart-0", "8080"], &CLOSED), 1, "explain-outside.txt");
+}
+
+#[test]
+fn explain_says_what_it_does_not_know() {
+    let error = |args: &[&str]| {
+        let output = run(&with(args, &CLOSED));
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        String::from_utf8(output.stderr).expect("text")
+    };
+    let unknown = error(&["explain", "shop/basket", "istio-system/istiod", "15012"]);
+    assert_eq!(unknown, "weir: shop has no pod, workload or Service basket; it has shop/cart-0\n");
+    let unknown = error(&["explain", "shop/cart-0", "istio-system/svc/istiod", "80"]);
+    assert_eq!(unknown, "weir: Service istio-system/istiod has no port 80/TCP; it has 15012/TCP, 443/TCP\n");
+    assert!(error(&["explain", "shop/cart-0", "nobody", "80"]).contains("names no end: an end is NAMESPACE/POD"));
+}
+
+#[test]
+fn a_reader_who_left_is_no_failure() {
+    let mut child = std::process::Command::new(cargo_bin!("weir"))
+        .current_dir(folder().join("input"))
+        .args(["check", "-f", "closed.yaml", "--cluster", "mesh.yaml"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("weir");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
