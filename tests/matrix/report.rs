@@ -204,13 +204,19 @@ impl Report {
         }
         let rows = groups.into_iter().map(|((cause, place, protocol), cells)| {
             let words = |pick: &dyn Fn(&Cell) -> Option<String>| {
-                let all: BTreeSet<String> = cells.iter().filter_map(|cell| pick(cell)).filter(|w| !w.is_empty()).collect();
+                let all: BTreeSet<String> =
+                    cells.iter().filter_map(|cell| pick(cell)).filter(|w| !w.is_empty()).collect();
                 if all.is_empty() { "–".to_owned() } else { all.into_iter().collect::<Vec<_>>().join(", ") }
             };
             let state = |model: Model| words(&|cell| (cell.model == model).then(|| cell.said.state.clone()));
             let dropped = |cell: &Cell| {
                 let parts = [&cell.said.reason, &cell.said.location].map(String::as_str);
-                parts.into_iter().filter(|part| !part.is_empty()).map(|part| format!("`{part}`")).collect::<Vec<_>>().join(" in ")
+                parts
+                    .into_iter()
+                    .filter(|part| !part.is_empty())
+                    .map(|part| format!("`{part}`"))
+                    .collect::<Vec<_>>()
+                    .join(" in ")
             };
             let row = Row {
                 cause,

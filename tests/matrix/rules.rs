@@ -114,8 +114,7 @@ fn iptables(site: &Site<'_>, variant: &str, chain: &[&str], target: &[&str]) -> 
             Family::V4 => format!("iptables-{variant}"),
             Family::V6 => format!("ip6tables-{variant}"),
         };
-        let ends: [IpAddr; 2] =
-            [site.address(&site.lane.client, family)?, site.address(&site.lane.server, family)?];
+        let ends: [IpAddr; 2] = [site.address(&site.lane.client, family)?, site.address(&site.lane.server, family)?];
         let [source, destination] = ends.map(|address| address.to_string());
         let mut arguments = vec!["--wait"];
         arguments.extend(chain);

@@ -149,10 +149,8 @@ fn round(
         }
     }
     let clients: Vec<String> = thread::scope(|scope| {
-        let running: Vec<_> = dials
-            .iter()
-            .map(|(dial, guard)| scope.spawn(move || dial.run(mesh, guard, family, waiting)))
-            .collect();
+        let running: Vec<_> =
+            dials.iter().map(|(dial, guard)| scope.spawn(move || dial.run(mesh, guard, family, waiting))).collect();
         let joined = running.into_iter().map(|it| it.join().unwrap_or_else(|panic| panic::resume_unwind(panic)));
         joined.collect::<Result<_>>()
     })?;
@@ -161,7 +159,8 @@ fn round(
         let mut cells = Vec::new();
         for (agent, model) in agents.iter().zip(models) {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
-                let chosen: Vec<usize> = (0..dials.len()).filter(|index| dials[*index].0.protocol == protocol).collect();
+                let chosen: Vec<usize> =
+                    (0..dials.len()).filter(|index| dials[*index].0.protocol == protocol).collect();
                 let asked: Vec<&Lane> = chosen.iter().map(|index| dials[*index].0.lane).collect();
                 for (index, said) in chosen.into_iter().zip(agent.said(&asked, protocol)?) {
                     let lane = dials[index].0.lane;
@@ -170,7 +169,11 @@ fn round(
                         place: lane.place,
                         family: family_word(family).to_owned(),
                         protocol,
-                        connect: if protocol == Protocol::Tcp { connect_word(waiting).to_owned() } else { "–".to_owned() },
+                        connect: if protocol == Protocol::Tcp {
+                            connect_word(waiting).to_owned()
+                        } else {
+                            "–".to_owned()
+                        },
                         model,
                         client: clients[index].clone(),
                         allowed: lane.cause.allowed(model),

@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use socket2::{Domain, Socket, Type};
 
-use super::world::{DNS, Site, XDS};
 use super::Held;
+use super::world::{DNS, Site, XDS};
 use crate::fixture::Protocol;
 use crate::ipv6::Family;
 

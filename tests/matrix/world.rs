@@ -204,7 +204,8 @@ impl Watcher {
             let snapshot = self.agent.snapshot()?;
             let pairs = snapshot["pairs"].as_array().context("a snapshot without pairs")?;
             let isolated = |lane: &Lane| {
-                pair(pairs, &lane.name, Protocol::Tcp).map(|pair| !pair["directions"].as_array().unwrap_or(&vec![]).is_empty())
+                pair(pairs, &lane.name, Protocol::Tcp)
+                    .map(|pair| !pair["directions"].as_array().unwrap_or(&vec![]).is_empty())
             };
             let wanted = Some(model == Model::DoesNotAdmit);
             if lanes.iter().all(|lane| isolated(lane) == wanted) {

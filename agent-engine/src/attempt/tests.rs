@@ -81,6 +81,7 @@ fn drop(at: u64, reason: &str, location: &str, source_port: u16) -> PacketDrop {
         interface: 3,
         tcp_flags: 0x02,
         reply: false,
+        untracked: false,
     }
 }
 
