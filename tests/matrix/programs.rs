@@ -18,10 +18,10 @@ use crate::netns::Netns;
 /// A cgroup with what is attached to it; its members are the lane's clients or servers.
 #[derive(Debug)]
 pub struct Fenced {
-    links: Vec<OwnedFd>,
+    _links: Vec<OwnedFd>,
     /// Where the lane's sockets have to be made.
     pub cgroup: Cgroup,
-    servers: Option<sockets::Servers>,
+    _servers: Option<sockets::Servers>,
 }
 
 pub fn tcx_ingress(site: &Site<'_>) -> Result<Held> {
@@ -128,7 +128,7 @@ fn fence(site: &Site<'_>, verdicts: &[Verdict], servers: bool) -> Result<Held> {
         links.push(bpf::link(&bpf::load(*verdict)?, *verdict, target, 0)?);
     }
     let servers = if servers { Some(cgroup.run(|| sockets::Servers::replace(site))?) } else { None };
-    Ok(Some(Box::new(Fenced { links, cgroup, servers })))
+    Ok(Some(Box::new(Fenced { _links: links, cgroup, _servers: servers })))
 }
 
 /// A BPF file system for as long as a name is needed.

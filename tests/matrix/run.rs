@@ -22,7 +22,7 @@ use crate::mesh::Mesh;
 /// One SYN more than the first.
 const USUAL: Duration = Duration::from_millis(1300);
 /// How long the agents may take to report what happened.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(6);
 
 /// What is right may still become wrong for as long as this.
 const SETTLING: Duration = Duration::from_millis(700);
@@ -56,10 +56,12 @@ pub fn run(options: &Options) -> Result<Report> {
     let mesh = mesh(&lanes)?;
     let mut report = Report::new();
     let (made, held) = set_up(&mesh, lanes, &mut report)?;
-    let agents = [
-        Watcher::start(&mesh, options.binary.clone(), Model::Admits)?,
-        Watcher::start(&mesh, options.binary.clone(), Model::DoesNotAdmit)?,
-    ];
+    let agents = thread::scope(|scope| {
+        let other = scope.spawn(|| Watcher::start(&mesh, options.binary.clone(), Model::DoesNotAdmit));
+        let one = Watcher::start(&mesh, options.binary.clone(), Model::Admits);
+        let other = other.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
+        Ok::<_, anyhow::Error>([one?, other?])
+    })?;
     eprintln!("mesh of {} lanes and both agents are up ({:.1} s)", made.len(), begin.elapsed().as_secs_f64());
     let rounds: &[(Family, Waiting)] = match options.quick {
         true => &[(Family::V4, Waiting::NonBlocking)],
@@ -71,16 +73,13 @@ pub fn run(options: &Options) -> Result<Report> {
         ],
     };
     for (number, (family, waiting)) in rounds.iter().enumerate() {
-        let models = match number % 2 {
-            0 => [Model::DoesNotAdmit, Model::Admits],
-            _ => [Model::Admits, Model::DoesNotAdmit],
-        };
+        let models = change(&agents, number, &made)?;
         let cells = round(&mesh, &made, &held, &agents, models, *family, *waiting)?;
         eprintln!("{} {}: {} cells", family_word(*family), connect_word(*waiting), cells.len());
         report.cells.extend(cells);
     }
     if options.load {
-        load::run(&mesh, &made, &agents, &mut report)?;
+        load::run(&mesh, &made, &agents, rounds.len(), &mut report)?;
     }
     for agent in agents {
         report.lost += agent.lost()?;
@@ -91,6 +90,20 @@ pub fn run(options: &Options) -> Result<Report> {
     cgroup::leave();
     report.seconds = begin.elapsed().as_secs();
     Ok(report)
+}
+
+/// Lets the agents change places: what they have seen before counts for nothing from here on.
+pub fn change(agents: &[Watcher; 2], number: usize, lanes: &[Lane]) -> Result<[Model; 2]> {
+    let models = match number % 2 {
+        0 => [Model::DoesNotAdmit, Model::Admits],
+        _ => [Model::Admits, Model::DoesNotAdmit],
+    };
+    thread::scope(|scope| {
+        let changing: Vec<_> =
+            agents.iter().zip(models).map(|(agent, model)| scope.spawn(move || agent.enter(model, lanes))).collect();
+        changing.into_iter().try_for_each(|it| it.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
+    })?;
+    Ok(models)
 }
 
 /// Brings every cause about; those that this machine cannot make are left out, with the reason.
@@ -133,11 +146,6 @@ fn round(
     family: Family,
     waiting: Waiting,
 ) -> Result<Vec<Cell>> {
-    thread::scope(|scope| {
-        let changing: Vec<_> =
-            agents.iter().zip(models).map(|(agent, model)| scope.spawn(move || agent.enter(model, lanes))).collect();
-        changing.into_iter().try_for_each(|it| it.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
-    })?;
     let mut dials = Vec::new();
     for (lane, guard) in lanes.iter().zip(held).filter(|(lane, _)| lane.cause.families.contains(&family)) {
         for protocol in [Protocol::Tcp, Protocol::Udp] {

@@ -201,7 +201,7 @@ impl Watcher {
         write_policies(self.manifests.path(), model)?;
         let begin = Instant::now();
         loop {
-            let snapshot = self.agent.snapshot()?;
+            let snapshot = self.snapshot()?;
             let pairs = snapshot["pairs"].as_array().context("a snapshot without pairs")?;
             let isolated = |lane: &Lane| {
                 pair(pairs, &lane.name, Protocol::Tcp)
@@ -211,7 +211,7 @@ impl Watcher {
             if lanes.iter().all(|lane| isolated(lane) == wanted) {
                 break;
             }
-            if begin.elapsed() > Duration::from_secs(20) {
+            if begin.elapsed() > Duration::from_secs(60) {
                 bail!("the agent does not judge by the new policies:\n{}", self.agent.log());
             }
             thread::sleep(Duration::from_millis(100));
@@ -220,16 +220,27 @@ impl Watcher {
         Ok(())
     }
 
+    /// A snapshot; a machine under load may make an agent too slow for one request.
+    fn snapshot(&self) -> Result<Value> {
+        let begin = Instant::now();
+        loop {
+            match self.agent.snapshot() {
+                Err(_) if begin.elapsed() < Duration::from_secs(30) => thread::sleep(Duration::from_millis(200)),
+                answer => return answer,
+            }
+        }
+    }
+
     /// What the agent says of each lane, in their order.
     pub fn said(&self, lanes: &[&Lane], protocol: Protocol) -> Result<Vec<Said>> {
-        let snapshot = self.agent.snapshot()?;
+        let snapshot = self.snapshot()?;
         let pairs = snapshot["pairs"].as_array().context("a snapshot without pairs")?;
         Ok(lanes.iter().map(|lane| pair(pairs, &lane.name, protocol).map(said).unwrap_or_default()).collect())
     }
 
     /// Events that the agent says it lost.
     pub fn lost(&self) -> Result<u64> {
-        let snapshot = self.agent.snapshot()?;
+        let snapshot = self.snapshot()?;
         let stages = snapshot["lost"].as_array().context("a snapshot without losses")?;
         Ok(stages.iter().filter_map(|stage| stage["count"].as_u64()).sum())
     }

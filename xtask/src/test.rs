@@ -18,7 +18,7 @@ pub struct Test {
 }
 
 /// Test targets that make network namespaces and attach probes; they run one after the other, with the machine to themselves.
-const ROOT_TARGETS: [&str; 3] = ["harness", "probes", "e2e"];
+const ROOT_TARGETS: [&str; 4] = ["harness", "probes", "e2e", "matrix"];
 
 #[derive(Default)]
 struct Tally {
