@@ -14,7 +14,7 @@ use aya::{
 };
 use weir_common::{ABSENT, Layout};
 
-use super::{ProbeError, ProbeSettings, ProbeStatus, btf::KernelTypes};
+use super::{ProbeError, ProbeSettings, ProbeStatus, btf::KernelTypes, symbols};
 
 /// How a program meets the kernel.
 enum Hook {
@@ -102,6 +102,8 @@ pub(super) fn load(
     settings: &ProbeSettings,
 ) -> Result<(Ebpf, Vec<ProbeStatus>), ProbeError> {
     let layout = weir_common::bytes_of(&types.layout);
+    let conntrack = symbols::addresses(&settings.kallsyms, ["ipv4_conntrack_in", "ipv6_conntrack_in"]);
+    let conntrack = conntrack.map(u64::to_ne_bytes).concat();
     // Only to resolve the tracepoints' type ids; dropped at the end, it is large.
     let btf = Btf::parse_file(&settings.btf, aya::Endianness::default())
         .map_err(|error| ProbeError::NoBtf { path: settings.btf.clone(), reason: error.to_string() })?;
@@ -110,6 +112,7 @@ pub(super) fn load(
         .btf(None)
         .verifier_log_level(VerifierLogLevel::empty())
         .override_global("LAYOUT", layout, true)
+        .override_global("CONNTRACK", conntrack.as_slice(), true)
         .map_max_entries("EVENTS", settings.ring_bytes)
         .map_max_entries("ATTEMPTS", attempts)
         .load(object)
