@@ -74,7 +74,9 @@ pub fn verdict(facts: &Facts) -> State {
         (Admission::NotAdmitted, Evidence::None | Evidence::Established) => State::AtRisk,
         (Admission::Admitted, Evidence::Established) => State::Verified,
         (Admission::Admitted, Evidence::Denied | Evidence::AnswerDropped) if !facts.in_grace => State::Unexplained,
-        (Admission::Admitted, Evidence::Failed) if !facts.in_grace && (facts.lost || facts.drops_lost) => State::Unknown,
+        (Admission::Admitted, Evidence::Failed) if !facts.in_grace && (facts.lost || facts.drops_lost) => {
+            State::Unknown
+        }
         (Admission::Admitted, Evidence::Failed) if !facts.in_grace => State::Failing,
         (Admission::Admitted, _) if blind => State::Unknown,
         (Admission::Admitted, Evidence::None | Evidence::Denied | Evidence::AnswerDropped | Evidence::Failed) => {
@@ -176,7 +178,14 @@ mod tests {
     fn truth_table() {
         for (admission, evidence, expected) in TABLE {
             for (n, state) in expected.into_iter().enumerate() {
-                let facts = Facts { admission, evidence, in_grace: n & 1 == 1, lost: n & 2 == 2, drops_lost: false, observable: true };
+                let facts = Facts {
+                    admission,
+                    evidence,
+                    in_grace: n & 1 == 1,
+                    lost: n & 2 == 2,
+                    drops_lost: false,
+                    observable: true,
+                };
                 assert_eq!(verdict(&facts), state, "{facts:?}");
             }
         }
@@ -205,7 +214,8 @@ mod tests {
     #[test]
     fn what_cannot_be_seen_is_not_silent() {
         for (admission, evidence, [settled, ..]) in TABLE {
-            let facts = Facts { admission, evidence, in_grace: false, lost: false, drops_lost: false, observable: false };
+            let facts =
+                Facts { admission, evidence, in_grace: false, lost: false, drops_lost: false, observable: false };
             let expected = if settled == State::Silent { State::Unknown } else { settled };
             assert_eq!(verdict(&facts), expected, "{facts:?}");
         }

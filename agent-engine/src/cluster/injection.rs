@@ -31,7 +31,8 @@ pub(super) fn simulate(pod: &Pod, namespace: Option<&Namespace>) -> Option<Pod> 
     let is_gateway = templates.is_some_and(|t| t.split(',').any(|t| t.trim() == "gateway"));
     if !is_gateway {
         let own = |key: &str| pod.labels.get(key).cloned();
-        let name = own("service.istio.io/canonical-name").or_else(|| own("app.kubernetes.io/name")).or_else(|| own("app"));
+        let name =
+            own("service.istio.io/canonical-name").or_else(|| own("app.kubernetes.io/name")).or_else(|| own("app"));
         let version = own("service.istio.io/canonical-revision")
             .or_else(|| own("app.kubernetes.io/version"))
             .or_else(|| own("version"));

@@ -342,9 +342,10 @@ impl Engine {
                 let attempt = Arc::new(attempt.clone());
                 let denied = matches!(attempt.outcome, Outcome::Dropped | Outcome::Rejected);
                 let masked = established && self.is_masked(&attempt);
-                let grown = targets.iter().filter(|t| t.key.destination == End::External).any(|t| {
-                    self.resolver.learn_address(&t.key, attempt.judged().destination, now)
-                });
+                let grown = targets
+                    .iter()
+                    .filter(|t| t.key.destination == End::External)
+                    .any(|t| self.resolver.learn_address(&t.key, attempt.judged().destination, now));
                 if grown {
                     self.dirty.topology = true;
                     self.judge_at = self.judge_at.or(Some(now.plus(DEBOUNCE)));

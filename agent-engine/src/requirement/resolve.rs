@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::declared;
 use super::catalogue::{Catalogue, PortSource, Requirement};
+use super::declared;
 use super::learn::Learnt;
 use super::pair::{End, Pair, PairKey};
 use super::role::{Role, Roles, revision, roles};

@@ -107,13 +107,7 @@ impl<'a> Declarations<'a> {
         for source in sources {
             let from = Endpoint::Pod { name: source.name.clone(), address: None };
             for place in places {
-                let key = (
-                    flow,
-                    End::Workload(source.workload.clone()),
-                    place.end.clone(),
-                    Protocol::Tcp,
-                    place.port,
-                );
+                let key = (flow, End::Workload(source.workload.clone()), place.end.clone(), Protocol::Tcp, place.port);
                 let (sources, destinations) = self.found.entry(key).or_default();
                 sources.insert(from.clone());
                 destinations.insert(place.endpoint.clone());

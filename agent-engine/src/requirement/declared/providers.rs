@@ -30,8 +30,7 @@ impl<'a> Declarations<'a> {
             let places = self.tunnelled(self.host(host, namespace, Some(port)));
             let (gateways, others): (Vec<&Pod>, Vec<&Pod>) =
                 sources.into_iter().partition(|pod| self.has(pod, Role::Gateway));
-            let at_gateways =
-                if kind.starts_with("envoyExtAuthz") { "gateway-ext-authz" } else { "gateway-otlp" };
+            let at_gateways = if kind.starts_with("envoyExtAuthz") { "gateway-ext-authz" } else { "gateway-otlp" };
             self.add(at_gateways, &gateways, &places);
             self.add("sidecar-provider", &others, &places);
         }
@@ -74,9 +73,8 @@ impl<'a> Declarations<'a> {
         let meshes = maps.filter_map(|(_, raw)| text(&raw.object["data"], "mesh"));
         let mut configs: Vec<Value> = meshes.filter_map(|yaml| serde_saphyr::from_str(yaml).ok()).collect();
         for (_, raw) in self.cluster.raw(Kind::KymaIstio) {
-            let authorizers = items(&raw.object["spec"]["config"], "authorizers").filter_map(|a| {
-                Some(serde_json::json!({ "name": text(a, "name")?, "envoyExtAuthzHttp": a }))
-            });
+            let authorizers = items(&raw.object["spec"]["config"], "authorizers")
+                .filter_map(|a| Some(serde_json::json!({ "name": text(a, "name")?, "envoyExtAuthzHttp": a })));
             configs.push(serde_json::json!({ "extensionProviders": authorizers.collect::<Vec<_>>() }));
         }
         configs

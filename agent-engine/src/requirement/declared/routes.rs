@@ -15,8 +15,11 @@ impl<'a> Declarations<'a> {
         let cluster = self.cluster;
         for (name, raw) in cluster.raw(Kind::VirtualService) {
             let gateways: Vec<&str> = items(&raw.object["spec"], "gateways").filter_map(Value::as_str).collect();
-            let sources: Vec<&Pod> =
-                gateways.iter().filter(|g| **g != "mesh").flat_map(|g| self.istio_gateway(g, &name.namespace)).collect();
+            let sources: Vec<&Pod> = gateways
+                .iter()
+                .filter(|g| **g != "mesh")
+                .flat_map(|g| self.istio_gateway(g, &name.namespace))
+                .collect();
             if !sources.is_empty() {
                 let places = self.virtual_service(&name.namespace, &raw.object["spec"], true);
                 self.backends(&sources, places);
@@ -76,7 +79,8 @@ impl<'a> Declarations<'a> {
         let mut places = Vec::new();
         for route in ["http", "tcp", "tls"].into_iter().flat_map(|kind| items(spec, kind)) {
             let mirrors = items(route, "mirrors").map(|m| &m["destination"]);
-            let destinations = items(route, "route").map(|r| &r["destination"]).chain(mirrors).chain([&route["mirror"]]);
+            let destinations =
+                items(route, "route").map(|r| &r["destination"]).chain(mirrors).chain([&route["mirror"]]);
             for destination in destinations {
                 if let Some(host) = text(destination, "host") {
                     places.extend(self.host(host, namespace, port_of(&destination["port"]["number"])));

@@ -19,9 +19,9 @@ impl Declarations<'_> {
         let ambient = cluster.pods().filter(|p| !p.finished() && self.has(p, Role::Ambient));
         for pod in ambient.collect::<Vec<_>>() {
             // The pod's own label, those of Services that select it, then its namespace's; `none` opts out.
-            let services = cluster.services_in(&pod.name.namespace).filter(|s| {
-                !s.selector.is_empty() && s.selector.iter().all(|(k, v)| pod.labels.get(k) == Some(v))
-            });
+            let services = cluster
+                .services_in(&pod.name.namespace)
+                .filter(|s| !s.selector.is_empty() && s.selector.iter().all(|(k, v)| pod.labels.get(k) == Some(v)));
             let by_namespace = cluster.namespace(&pod.name.namespace).map(|n| &n.labels);
             let told = [&pod.labels].into_iter().chain(services.map(|s| &s.labels)).chain(by_namespace);
             let Some(labels) = told.into_iter().find(|labels| labels.contains_key(USE)) else { continue };
