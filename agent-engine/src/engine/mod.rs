@@ -56,10 +56,15 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine with the built-in catalogue that knows no object yet.
+    /// An engine with the built-in catalogue and the settings' flows that knows no object yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self::with_catalogue(settings, Catalogue::built_in())
+        let mut catalogue = Catalogue::built_in();
+        for text in &settings.flows {
+            // Checked at the edge, where there is somebody to tell.
+            drop(catalogue.add(text));
+        }
+        Self::with_catalogue(settings, catalogue)
     }
 
     /// An engine with another catalogue.

@@ -10,6 +10,7 @@ use clap::builder::NonEmptyStringValueParser;
 use weir_engine::engine::{Settings, WATCHED_PORTS};
 
 use super::Exit;
+use super::manifests::own_flows;
 use crate::outputs::log::{self, LogFormat};
 use crate::outputs::socket;
 use crate::run::{self, Config, Kernel, record};
@@ -27,6 +28,10 @@ pub struct Run {
     #[arg(long, value_delimiter = ',', value_name = "PORT,…", default_values_t = WATCHED_PORTS, hide_default_value = true,
           value_parser = clap::value_parser!(u16).range(1..))]
     ports: Vec<u16>,
+
+    /// Catalogue file with flows to add, or to replace by id; repeatable
+    #[arg(long, value_name = "FILE")]
+    flows: Vec<PathBuf>,
 
     /// Address for metrics and pages
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15099")]
@@ -68,9 +73,10 @@ const EXAMPLES: &str = "Examples:
 impl Run {
     /// Runs until told to stop.
     pub fn run(self) -> anyhow::Result<Exit> {
-        let Self { manifests, ports, listen, socket, window, grace, node, log_format, record, record_limit } = self;
+        let Self { manifests, ports, flows, listen, socket, window, grace, node, log_format, record, record_limit } = self;
         log::init(log_format)?;
-        let settings = Settings { window, grace, watched_ports: ports, nodes: node, ..Settings::default() };
+        let (_, flows) = own_flows(&flows)?;
+        let settings = Settings { window, grace, watched_ports: ports, nodes: node, flows, ..Settings::default() };
         let config = Config { manifests, listen, socket, settings, record, record_limit };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
