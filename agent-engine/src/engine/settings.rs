@@ -24,6 +24,9 @@ pub struct Settings {
     pub watched_ports: Vec<u16>,
     /// Nodes whose traffic this agent's kernel sees; empty means all of them (a test kernel plays every node).
     pub nodes: Vec<String>,
+    /// Not every pod and node is among the objects, and others are looked up by address: an address that none of them has is
+    /// unknown, never outside of the cluster, until the answer says so.
+    pub lookups: bool,
     /// Whose reading of the NetworkPolicy specification decides.
     pub profile: Profile,
     /// How long an end learnt from traffic is kept without being seen again.
@@ -48,6 +51,7 @@ impl Default for Settings {
             wall_offset_ns: 0,
             watched_ports: WATCHED_PORTS.to_vec(),
             nodes: Vec::new(),
+            lookups: false,
             profile: Profile::default(),
             learnt_for: Duration::from_secs(3_600),
             max_pairs: 20_000,
