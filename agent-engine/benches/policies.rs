@@ -1,10 +1,4 @@
 //! What the policy engine costs, as a table: load, decisions, changes, memory, all pairs. `cargo bench -p weir-engine`.
-#![expect(
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    reason = "a benchmark reads the clock; the core does not"
-)]
-
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "a bench measures time")]
 
 mod synthetic;
@@ -82,9 +76,10 @@ fn row(size: Size) {
     let objects = synthetic::objects(size);
     let parsed: Vec<Object> = objects.into_iter().map(|o| Object::from_value(o).expect("valid")).collect();
     let start_bytes = IN_USE.load(Ordering::Relaxed);
+    let copies = parsed.clone();
     let start = Instant::now();
     let mut cluster = Cluster::default();
-    for object in parsed.clone() {
+    for object in copies {
         cluster.apply(object, Origin::default());
     }
     let mut policies = Policies::of(&cluster, Profile::Spec);

@@ -249,7 +249,7 @@ impl<'a> Judge<'a> {
         match end {
             End::Pod(facts, slots) => {
                 let group = self.index.group(facts.group);
-                Far { kind: FarKind::Pod { facts, group }, slots: known(*slots) }
+                Far { kind: FarKind::Pod { pod: &facts.pod, group }, slots: known(*slots) }
             }
             End::Host { node, pod, slots } => {
                 Far { kind: FarKind::Host { node: *node, pod: *pod }, slots: known(*slots) }
@@ -309,20 +309,24 @@ impl<'a> Judge<'a> {
 
     /// Between pods the reasons are found when they are read; other ends are compared with the cluster as it stands now.
     fn reasons(&self, program: &Arc<Program>, far: &Far<'a>, query: &Query<'a>) -> Reasons {
-        let (FarKind::Pod { facts, group }, Slots::Known { addresses, mask }) = (far.kind, far.slots) else {
+        let (FarKind::Pod { pod, group }, Slots::Known { addresses, mask }) = (far.kind, far.slots) else {
             return Reasons::found(miss::rank(&self.peers(), program, far, query));
         };
-        let addresses =
-            if std::ptr::eq(addresses, &*facts.addresses) { facts.addresses.clone() } else { addresses.into() };
+        // Every count that goes up here is memory to wait for: of an egress the far end is the destination.
+        let destination = query.pod.filter(|_| program.direction == Direction::Ingress);
         Reasons::later(Scene {
             program: program.clone(),
             profile: self.profile,
-            far: (facts.clone(), group.clone()),
-            addresses: (addresses, mask),
+            far: (pod.clone(), group.clone()),
+            address: match addresses {
+                [one] => Some(*one),
+                _ => None,
+            },
+            mask,
             protocol: query.protocol,
             port: query.port,
             dialled: query.dialled.map(|(port, service)| (port, service.clone())),
-            pod: query.pod.map(|(pod, group)| (pod.clone(), group.clone())),
+            destination: destination.map(|(pod, group)| (pod.clone(), group.clone())),
         })
     }
 

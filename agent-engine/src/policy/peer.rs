@@ -10,10 +10,10 @@ use ipnet::IpNet;
 
 use super::decide::{Peers, family};
 use super::decision::{NotAPod, RuleRef, Undecided};
-use super::group::{Facts, Group};
+use super::group::Group;
 use super::lower::Peer;
 use super::selector::Selector;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Pod};
 use crate::words::Name;
 
 /// The other end, as seen from the pod that is judged.
@@ -26,7 +26,7 @@ pub(super) struct Far<'a> {
 #[derive(Clone, Copy)]
 pub(super) enum FarKind<'a> {
     Pod {
-        facts: &'a Facts,
+        pod: &'a Arc<Pod>,
         group: &'a Arc<Group>,
     },
     Host {
@@ -226,7 +226,7 @@ impl<'a> Far<'a> {
     /// Why a rule that may match cannot be decided.
     pub fn unsure(&self, rule: RuleRef) -> Undecided {
         match &self.kind {
-            FarKind::Pod { facts, .. } => Undecided::NoAddress { rule, pod: facts.pod.name.clone() },
+            FarKind::Pod { pod, .. } => Undecided::NoAddress { rule, pod: pod.name.clone() },
             FarKind::Host { pod: Some(name), .. } => Undecided::NoAddress { rule, pod: (*name).clone() },
             FarKind::Host { node, pod: None } => {
                 Undecided::NoAddress { rule, pod: Name::new("", node.cloned().unwrap_or_default()) }
@@ -240,7 +240,7 @@ impl<'a> Far<'a> {
     /// What it is, for a selector that cannot match it.
     pub fn not_a_pod(&self) -> NotAPod {
         match (&self.kind, self.slots.addresses().next()) {
-            (FarKind::Pod { facts, .. }, _) => NotAPod::HostNetworkPod(facts.pod.name.clone()),
+            (FarKind::Pod { pod, .. }, _) => NotAPod::HostNetworkPod(pod.name.clone()),
             (FarKind::Host { pod: Some(name), .. }, _) => NotAPod::HostNetworkPod((*name).clone()),
             (FarKind::Host { node: Some(node), .. }, _) => NotAPod::Node((*node).clone()),
             (FarKind::Address | FarKind::Host { .. }, Some(address)) => NotAPod::Address(address),

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::decide::{Peers, Query};
 use super::decision::Selecting;
-use super::group::{Facts, Group};
+use super::group::Group;
 use super::miss;
 use super::peer::{Far, FarKind, Slots};
 use super::profile::Profile;
@@ -33,15 +33,17 @@ pub(super) struct Scene {
     pub program: Arc<Program>,
     pub profile: Profile,
     /// The other end.
-    pub far: (Facts, Arc<Group>),
-    /// Its addresses and which of them count.
-    pub addresses: (Arc<[IpAddr]>, u64),
+    pub far: (Arc<Pod>, Arc<Group>),
+    /// Its address where it is a single one; otherwise those of the pod.
+    pub address: Option<IpAddr>,
+    /// Which of its addresses count.
+    pub mask: u64,
     pub protocol: Protocol,
     pub port: u16,
     /// What was dialled and whose address that is.
     pub dialled: Option<(u16, Name)>,
-    /// The destination.
-    pub pod: Option<(Arc<Pod>, Arc<Group>)>,
+    /// The destination, where it is not the other end.
+    pub destination: Option<(Arc<Pod>, Arc<Group>)>,
 }
 
 impl Reasons {
@@ -69,13 +71,15 @@ impl Reasons {
 
 impl Scene {
     fn read(&self) -> Box<[Selecting]> {
-        let ((facts, group), (addresses, mask)) = (&self.far, &self.addresses);
-        let far = Far { kind: FarKind::Pod { facts, group }, slots: Slots::Known { addresses, mask: *mask } };
+        let (pod, group) = &self.far;
+        let addresses = self.address.as_ref().map_or(&*pod.addresses, std::slice::from_ref);
+        let far = Far { kind: FarKind::Pod { pod, group }, slots: Slots::Known { addresses, mask: self.mask } };
+        let (pod, group) = self.destination.as_ref().unwrap_or(&self.far);
         let query = Query {
             protocol: self.protocol,
             port: self.port,
             dialled: self.dialled.as_ref().map(|(port, service)| (*port, service)),
-            pod: self.pod.as_ref().map(|(pod, group)| (pod, group)),
+            pod: Some((pod, group)),
         };
         // Peers of NetworkPolicies ask the cluster only about ends whose address is not known.
         let peers = Peers { profile: self.profile, cluster: &Cluster::default() };
