@@ -196,8 +196,8 @@ impl Identity {
             return Peer::Unknown { address };
         }
         // Of somebody it is said who it is by an object; without one it could not be read.
-        let is_outside = |answers: &BTreeMap<_, Answer>| answers.get(&address).is_some_and(|a| !a.somebody);
-        if !self.answers.as_ref().is_none_or(is_outside) {
+        let is_open = |answers: &BTreeMap<IpAddr, Answer>| answers.get(&address).is_none_or(|a| a.somebody);
+        if self.answers.as_ref().is_some_and(is_open) {
             return Peer::Unknown { address };
         }
         Peer::External { address }

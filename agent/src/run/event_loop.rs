@@ -166,7 +166,7 @@ impl<O: Observer> EventLoop<O> {
 
     /// The source itself logs what goes wrong; here is said that it is over.
     fn health(&mut self, health: Health) {
-        let bad = |state| matches!(state, Part::Stale | Part::Refused);
+        let bad = |state: Part| matches!(state, Part::Stale | Part::Refused);
         let before = self.health.get(&health.part).map(|h| h.state);
         if before.is_some_and(bad) && health.state == Part::Current {
             info!(part = &*health.part, "the view of the cluster is current again");

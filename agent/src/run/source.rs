@@ -99,7 +99,8 @@ pub async fn connection(kubeconfig: Option<&Path>) -> anyhow::Result<kube::Confi
     match kube::Config::from_kubeconfig(&options).await {
         Ok(config) => Ok(config),
         Err(error) => bail!(
-            "no cluster to follow: this is no pod, and {}; give --kubeconfig FILE, or --manifests PATH for objects from files",
+            "no cluster to follow: this is no pod, and {}; give --kubeconfig FILE, or --manifests PATH for objects from \
+             files",
             chain(&error)
         ),
     }
