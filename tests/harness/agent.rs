@@ -16,7 +16,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// How long an agent may take from its start until it is ready: the probes are verified by the kernel one by one.
-const START: Duration = Duration::from_secs(20);
+/// Patient enough for a debug build on a machine that is busy with other builds.
+const START: Duration = Duration::from_secs(60);
 
 /// How an agent is started.
 #[derive(Debug, Clone)]

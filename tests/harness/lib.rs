@@ -14,6 +14,8 @@ pub mod drive;
 pub mod far;
 pub mod fixture;
 pub mod ipv6;
+#[path = "../matrix/mod.rs"]
+pub mod matrix;
 pub mod mesh;
 pub mod netns;
 pub mod objects;

@@ -81,6 +81,7 @@ fn drop(at: u64, reason: &str, location: &str, source_port: u16) -> PacketDrop {
         interface: 3,
         tcp_flags: 0x02,
         reply: false,
+        untracked: false,
     }
 }
 
@@ -148,6 +149,16 @@ fn outcome_of_what_the_kernel_did() {
         ("ICMP host unreachable with policy drop", &[Drop(0, NF.0, NF.1), Icmp(1, 1), Timeout(200)], Rejected),
         ("sk_err 113: the neighbour is gone", &[Error(3000, 113), Timeout(3200)], Unreachable),
         ("sk_err 13: ICMPv6 prohibited", &[Error(1, 13), Timeout(200)], Rejected),
+        (
+            "a prohibit route answers 3/13, then drops",
+            &[Icmp(1, 13), Drop(1, "NOT_SPECIFIED", "ip_error"), Timeout(200)],
+            Unreachable,
+        ),
+        (
+            "a prohibit route over IPv6",
+            &[Drop(1, "IP_INNOROUTES", "ip6_pkt_prohibit"), Error(1, 13), Timeout(200)],
+            Unreachable,
+        ),
         ("sk_err 110", &[Step::Retransmit(1000, 1), Error(2500, 110)], TimedOut),
         ("drop, sk_err 110", &[Drop(0, NF.0, NF.1), Error(2500, 110)], Dropped),
         ("drop, application gave up", &[Drop(0, NF.0, NF.1), Error(30, 0)], Dropped),

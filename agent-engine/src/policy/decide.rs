@@ -13,7 +13,7 @@ use super::miss;
 use super::peer::{Far, FarKind, Hit, Slots};
 use super::profile::Profile;
 use super::program::Program;
-use super::reasons::{Reasons, Scene};
+use super::reasons::{Addresses, Reasons, Scene};
 use crate::cluster::{Cluster, Pod};
 use crate::words::{Direction, Name, Protocol};
 
@@ -160,7 +160,7 @@ impl<'a> Judge<'a> {
 
     fn pod_end(&self, facts: &'a Facts, address: Option<&'a IpAddr>) -> End<'a> {
         if !facts.host_network {
-            return End::Pod(facts, Slots::known(address.map_or(&facts.addresses, std::slice::from_ref)));
+            return End::Pod(facts, Slots::known(address.map_or(facts.addresses(), std::slice::from_ref)));
         }
         let pod = &facts.pod;
         let node = pod.node.as_ref().and_then(|n| self.cluster.node(n));
@@ -249,7 +249,7 @@ impl<'a> Judge<'a> {
         match end {
             End::Pod(facts, slots) => {
                 let group = self.index.group(facts.group);
-                Far { kind: FarKind::Pod { pod: &facts.pod, group }, slots: known(*slots) }
+                Far { kind: FarKind::Pod { pod: Some(&facts.pod), group }, slots: known(*slots) }
             }
             End::Host { node, pod, slots } => {
                 Far { kind: FarKind::Host { node: *node, pod: *pod }, slots: known(*slots) }
@@ -258,7 +258,7 @@ impl<'a> Judge<'a> {
                 Far { kind: FarKind::Address, slots: Slots::known(std::slice::from_ref(*address)) }
             }
             End::External => {
-                let families = if near.addresses.is_empty() { self.family_bits(3) } else { near.families };
+                let families = if near.addresses().is_empty() { self.family_bits(3) } else { near.families };
                 Far { kind: FarKind::External, slots: Slots::Outside { families } }
             }
             End::Unknown(pod) => {
@@ -309,24 +309,24 @@ impl<'a> Judge<'a> {
 
     /// Between pods the reasons are found when they are read; other ends are compared with the cluster as it stands now.
     fn reasons(&self, program: &Arc<Program>, far: &Far<'a>, query: &Query<'a>) -> Reasons {
-        let (FarKind::Pod { pod, group }, Slots::Known { addresses, mask }) = (far.kind, far.slots) else {
+        let (FarKind::Pod { pod: Some(far_pod), group }, Slots::Known { addresses, mask }, Some((pod, own))) =
+            (far.kind, far.slots, query.pod)
+        else {
             return Reasons::found(miss::rank(&self.peers(), program, far, query));
         };
-        // Every count that goes up here is memory to wait for: of an egress the far end is the destination.
-        let destination = query.pod.filter(|_| program.direction == Direction::Ingress);
+        // Every count that goes up here is memory to wait for.
         Reasons::later(Scene {
             program: program.clone(),
             profile: self.profile,
-            far: (pod.clone(), group.clone()),
-            address: match addresses {
-                [one] => Some(*one),
-                _ => None,
+            far: group.clone(),
+            addresses: match addresses {
+                [one] => Addresses::One(*one),
+                _ => Addresses::Of(far_pod.clone(), mask),
             },
-            mask,
             protocol: query.protocol,
             port: query.port,
             dialled: query.dialled.map(|(port, service)| (port, service.clone())),
-            destination: destination.map(|(pod, group)| (pod.clone(), group.clone())),
+            destination: (pod.clone(), own.clone()),
         })
     }
 

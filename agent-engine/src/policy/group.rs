@@ -22,7 +22,7 @@ pub(super) struct Facts {
     /// What decisions ask first, so that most of them need not look at the pod.
     pub host_network: bool,
     pub template: bool,
-    pub addresses: Arc<[IpAddr]>,
+    one: Option<IpAddr>,
     /// 1 for IPv4, 2 for IPv6, 3 for both or not known.
     pub families: u8,
 }
@@ -98,11 +98,19 @@ impl Facts {
         Self {
             host_network: pod.host_network,
             template: pod.template,
-            addresses: pod.addresses.clone(),
+            one: match *pod.addresses {
+                [one] => Some(one),
+                _ => None,
+            },
             families: if families == 0 { 3 } else { families },
             group,
             pod,
         }
+    }
+
+    /// Addresses of the pod; of most it is one, and kept here.
+    pub fn addresses(&self) -> &[IpAddr] {
+        self.one.as_ref().map_or(&*self.pod.addresses, std::slice::from_ref)
     }
 }
 

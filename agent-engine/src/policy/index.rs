@@ -92,7 +92,13 @@ impl Index {
     fn sync(&mut self, cluster: &Cluster, key: &Key) {
         let name = &key.name;
         match key.kind {
-            Kind::Namespace => self.sync_namespace(cluster, &name.name),
+            Kind::Namespace => {
+                self.sync_namespace(cluster, &name.name);
+                // Its labels say whether templates are injected, and with that what labels those have.
+                for template in cluster.templates_in(&name.name) {
+                    self.sync_pod(cluster, &template.name);
+                }
+            }
             Kind::Pod => self.sync_pod(cluster, name),
             Kind::Deployment | Kind::StatefulSet | Kind::DaemonSet | Kind::ReplicaSet | Kind::Job | Kind::CronJob => {
                 self.sync_pod(cluster, &Name::new(name.namespace.clone(), Pod::template_name(key.kind, &name.name)));

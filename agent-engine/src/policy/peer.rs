@@ -26,7 +26,8 @@ pub(super) struct Far<'a> {
 #[derive(Clone, Copy)]
 pub(super) enum FarKind<'a> {
     Pod {
-        pod: &'a Arc<Pod>,
+        /// Not needed for comparing peers: reasons that are read later go without.
+        pod: Option<&'a Arc<Pod>>,
         group: &'a Arc<Group>,
     },
     Host {
@@ -226,7 +227,7 @@ impl<'a> Far<'a> {
     /// Why a rule that may match cannot be decided.
     pub fn unsure(&self, rule: RuleRef) -> Undecided {
         match &self.kind {
-            FarKind::Pod { pod, .. } => Undecided::NoAddress { rule, pod: pod.name.clone() },
+            FarKind::Pod { pod, group } => Undecided::NoAddress { rule, pod: name_of(*pod, group) },
             FarKind::Host { pod: Some(name), .. } => Undecided::NoAddress { rule, pod: (*name).clone() },
             FarKind::Host { node, pod: None } => {
                 Undecided::NoAddress { rule, pod: Name::new("", node.cloned().unwrap_or_default()) }
@@ -240,13 +241,17 @@ impl<'a> Far<'a> {
     /// What it is, for a selector that cannot match it.
     pub fn not_a_pod(&self) -> NotAPod {
         match (&self.kind, self.slots.addresses().next()) {
-            (FarKind::Pod { pod, .. }, _) => NotAPod::HostNetworkPod(pod.name.clone()),
+            (FarKind::Pod { pod, group }, _) => NotAPod::HostNetworkPod(name_of(*pod, group)),
             (FarKind::Host { pod: Some(name), .. }, _) => NotAPod::HostNetworkPod((*name).clone()),
             (FarKind::Host { node: Some(node), .. }, _) => NotAPod::Node((*node).clone()),
             (FarKind::Address | FarKind::Host { .. }, Some(address)) => NotAPod::Address(address),
             (FarKind::Address | FarKind::Host { .. } | FarKind::External | FarKind::Unknown(_), _) => NotAPod::External,
         }
     }
+}
+
+fn name_of(pod: Option<&Arc<Pod>>, group: &Group) -> Name {
+    pod.map_or_else(|| Name::new(group.namespace.clone(), ""), |pod| pod.name.clone())
 }
 
 fn everyone(namespaces: &Option<Selector>, pods: &Option<Selector>) -> bool {

@@ -33,17 +33,21 @@ pub(super) struct Scene {
     pub program: Arc<Program>,
     pub profile: Profile,
     /// The other end.
-    pub far: (Arc<Pod>, Arc<Group>),
-    /// Its address where it is a single one; otherwise those of the pod.
-    pub address: Option<IpAddr>,
-    /// Which of its addresses count.
-    pub mask: u64,
+    pub far: Arc<Group>,
+    pub addresses: Addresses,
     pub protocol: Protocol,
     pub port: u16,
     /// What was dialled and whose address that is.
     pub dialled: Option<(u16, Name)>,
-    /// The destination, where it is not the other end.
-    pub destination: Option<(Arc<Pod>, Arc<Group>)>,
+    pub destination: (Arc<Pod>, Arc<Group>),
+}
+
+/// Addresses of the other end.
+#[derive(Clone)]
+pub(super) enum Addresses {
+    One(IpAddr),
+    /// Those of the pod whose bit is set.
+    Of(Arc<Pod>, u64),
 }
 
 impl Reasons {
@@ -71,10 +75,12 @@ impl Reasons {
 
 impl Scene {
     fn read(&self) -> Box<[Selecting]> {
-        let (pod, group) = &self.far;
-        let addresses = self.address.as_ref().map_or(&*pod.addresses, std::slice::from_ref);
-        let far = Far { kind: FarKind::Pod { pod, group }, slots: Slots::Known { addresses, mask: self.mask } };
-        let (pod, group) = self.destination.as_ref().unwrap_or(&self.far);
+        let slots = match &self.addresses {
+            Addresses::One(address) => Slots::known(std::slice::from_ref(address)),
+            Addresses::Of(pod, mask) => Slots::Known { addresses: &pod.addresses, mask: *mask },
+        };
+        let far = Far { kind: FarKind::Pod { pod: None, group: &self.far }, slots };
+        let (pod, group) = &self.destination;
         let query = Query {
             protocol: self.protocol,
             port: self.port,

@@ -1,6 +1,6 @@
 //! The one task that owns the engine. Everything reaches it here, one input at a time: probes, cluster objects, time, readers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -37,6 +37,12 @@ pub trait Observer {
     /// Which probes there are.
     fn probes(&self) -> Vec<ProbeView>;
 
+    /// Watches these destination ports from now on, whatever it watched before.
+    ///
+    /// # Errors
+    /// When the kernel refuses; attempts would be missed then.
+    fn watch(&mut self, ports: &BTreeSet<u16>) -> anyhow::Result<()>;
+
     /// Events lost since the start, by stage.
     fn lost(&mut self) -> Vec<(&'static str, u64)>;
 }
@@ -50,6 +56,8 @@ pub struct EventLoop<O> {
     recorder: Option<Recorder>,
     lost: Vec<(&'static str, u64)>,
     lookups: Option<Lookups>,
+    /// How many ports are watched; they only ever become more.
+    watched: usize,
     agent: AgentView,
     health: BTreeMap<Arc<str>, Health>,
     started: std::time::Instant,
@@ -71,8 +79,20 @@ impl<O: Observer> EventLoop<O> {
             probes: observer.probes(),
             ..AgentView::default()
         };
-        let (health, started) = (BTreeMap::new(), std::time::Instant::now());
-        Self { engine, clock, observer, recorder, lost: Vec::new(), lookups, agent, health, started, latest: None }
+        let watched = engine.watched_ports().len();
+        Self {
+            engine,
+            clock,
+            observer,
+            recorder,
+            lost: Vec::new(),
+            lookups,
+            watched,
+            agent,
+            health: BTreeMap::new(),
+            started: std::time::Instant::now(),
+            latest: None,
+        }
     }
 
     /// Serves until `stop` is done.
@@ -109,8 +129,20 @@ impl<O: Observer> EventLoop<O> {
             }
             self.questions();
             self.transitions();
+            self.watch()?;
         }
         self.flush();
+        Ok(())
+    }
+
+    /// Pairs on ports that nobody watched yet may have become known.
+    fn watch(&mut self) -> anyhow::Result<()> {
+        let ports = self.engine.watched_ports();
+        if ports.len() != self.watched {
+            debug!(ports = ports.len(), "more ports are watched");
+            self.watched = ports.len();
+            self.observer.watch(ports)?;
+        }
         Ok(())
     }
 
