@@ -48,6 +48,10 @@ pub struct Run {
     #[arg(long, value_name = "NAME", env = "WEIR_NODE", value_parser = NonEmptyStringValueParser::new())]
     node: Vec<String>,
 
+    /// The kernel's type information, for a kernel that keeps it elsewhere
+    #[arg(long, value_name = "PATH", default_value = "/sys/kernel/btf/vmlinux")]
+    btf: PathBuf,
+
     /// How log lines look
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
     log_format: LogFormat,
@@ -68,7 +72,8 @@ const EXAMPLES: &str = "Examples:
 impl Run {
     /// Runs until told to stop.
     pub fn run(self) -> anyhow::Result<Exit> {
-        let Self { manifests, ports, listen, socket, window, grace, node, log_format, record, record_limit } = self;
+        let Self { manifests, ports, listen, socket, window, grace, node, btf, log_format, record, record_limit } =
+            self;
         log::init(log_format)?;
         let settings = Settings { window, grace, watched_ports: ports, nodes: node, ..Settings::default() };
         let config = Config { manifests, listen, socket, settings, record, record_limit };
@@ -77,7 +82,8 @@ impl Run {
             .enable_all()
             .build()
             .context("cannot start the event loop")?;
-        runtime.block_on(run::run(config, |settings| Ok(Kernel::load(settings.watched_ports.iter().copied())?)))?;
+        let load = |settings: &Settings| Ok(Kernel::load(settings.watched_ports.iter().copied(), btf)?);
+        runtime.block_on(run::run(config, load))?;
         Ok(Exit::Fine)
     }
 }

@@ -17,9 +17,10 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info};
 use weir_engine::engine::{Engine, Settings};
 
-use crate::cluster::manifests::{Keep, Update, Watch};
-use crate::outputs::socket::Socket;
+use crate::cluster::manifests::{Keep, Severity, Update, Watch};
+use crate::outputs::socket::{BindError, Socket};
 use crate::outputs::{Views, http};
+use crate::probes::host;
 
 pub use clock::Clock;
 pub use event_loop::{EventLoop, Observer};
@@ -75,6 +76,7 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
 
     let keep = if record.is_some() { Keep::Value } else { Keep::Object };
     let (manifests, first) = Watch::new(manifests, keep)?;
+    require_objects(&first)?;
     // Until here a signal simply ends the process: there is nothing to clean up.
     let stopped = stop()?;
     let listener = TcpListener::bind(listen).await.map_err(|e| {
@@ -82,7 +84,7 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
     })?;
     let address = listener.local_addr()?;
     let socket_path = socket;
-    let socket = Socket::bind(&socket_path)?;
+    let socket = Socket::bind(&socket_path).map_err(unprivileged)?;
     let recorder = record.map(|path| Recorder::create(&path, &settings, record_limit)).transpose()?;
     let observer = observe(&settings)?;
 
@@ -107,6 +109,28 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
         info!("weir stops");
     }
     ended
+}
+
+/// Broken documents beside good ones are told of and left out. Where there is nothing else, nothing can be judged.
+fn require_objects(first: &Update) -> anyhow::Result<()> {
+    if !first.apply.is_empty() {
+        return Ok(());
+    }
+    let mut broken = first.problems.iter().filter(|p| p.severity == Severity::Error);
+    let Some(problem) = broken.next() else { return Ok(()) };
+    let more = broken.count();
+    let more = if more > 0 { format!(" (and {more} more like it)") } else { String::new() };
+    Err(anyhow!("no object could be read: {problem}{more}; mend the file, or name others with --manifests"))
+}
+
+/// Who may not even make the socket lacks more than a folder, as a rule: say first what running the agent takes.
+fn unprivileged(error: BindError) -> anyhow::Error {
+    match &error {
+        BindError::Failed { cause, .. } if cause.kind() == std::io::ErrorKind::PermissionDenied => {
+            host::require_capabilities().err().map_or_else(|| error.into(), Into::into)
+        }
+        BindError::Failed { .. } | BindError::Taken(_) | BindError::NotASocket(_) => error.into(),
+    }
 }
 
 async fn until_closed(mut told: watch::Receiver<()>) {
