@@ -63,6 +63,10 @@ pub struct Run {
     #[arg(long, value_name = "NAME", env = "WEIR_NODE", value_parser = NonEmptyStringValueParser::new())]
     node: Vec<String>,
 
+    /// The kernel's type information, for a kernel that keeps it elsewhere
+    #[arg(long, value_name = "PATH", default_value = "/sys/kernel/btf/vmlinux")]
+    btf: PathBuf,
+
     /// How log lines look
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
     log_format: LogFormat,
@@ -94,7 +98,7 @@ impl Run {
     /// Runs until told to stop.
     pub fn run(self) -> anyhow::Result<Exit> {
         let Self { manifests, kubeconfig, pods, ports, flows, listen, socket, .. } = self;
-        let Self { window, grace, mut node, log_format, record, record_limit, .. } = self;
+        let Self { window, grace, mut node, btf, log_format, record, record_limit, .. } = self;
         log::init(log_format)?;
         let (_, flows) = own_flows(&flows)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -114,7 +118,8 @@ impl Run {
         };
         let settings = Settings { window, grace, watched_ports: ports, nodes: node, flows, ..Settings::default() };
         let config = Config { source, listen, socket, settings, record, record_limit };
-        runtime.block_on(run::run(config, |settings| Ok(Kernel::load(settings.watched_ports.iter().copied())?)))?;
+        let load = |settings: &Settings| Ok(Kernel::load(settings.watched_ports.iter().copied(), btf)?);
+        runtime.block_on(run::run(config, load))?;
         Ok(Exit::Fine)
     }
 }

@@ -18,8 +18,9 @@ use tokio::sync::watch;
 use tracing::{error, info};
 use weir_engine::engine::{Engine, Settings};
 
-use crate::outputs::socket::Socket;
+use crate::outputs::socket::{BindError, Socket};
 use crate::outputs::{Views, http};
+use crate::probes::host;
 
 pub use clock::Clock;
 pub use event_loop::{EventLoop, Observer};
@@ -81,7 +82,7 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
     })?;
     let address = listener.local_addr()?;
     let socket_path = socket;
-    let socket = Socket::bind(&socket_path)?;
+    let socket = Socket::bind(&socket_path).map_err(unprivileged)?;
     let recorder = record.map(|path| Recorder::create(&path, &settings, record_limit)).transpose()?;
     let observer = observe(&settings)?;
 
@@ -105,6 +106,16 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
         info!("weir stops");
     }
     ended
+}
+
+/// Who may not even make the socket lacks more than a folder, as a rule: say first what running the agent takes.
+fn unprivileged(error: BindError) -> anyhow::Error {
+    match &error {
+        BindError::Failed { cause, .. } if cause.kind() == std::io::ErrorKind::PermissionDenied => {
+            host::require_capabilities().err().map_or_else(|| error.into(), Into::into)
+        }
+        BindError::Failed { .. } | BindError::Taken(_) | BindError::NotASocket(_) => error.into(),
+    }
 }
 
 async fn until_closed(mut told: watch::Receiver<()>) {

@@ -8,7 +8,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::sync::mpsc;
 
 use crate::cluster::change::{Change, Reading};
-use crate::cluster::manifests::{Keep, Update, Watch};
+use crate::cluster::manifests::{Keep, Severity, Update, Watch};
 use crate::cluster::watch::{self, Lookups, Pods};
 
 /// How often manifests are looked at.
@@ -51,6 +51,7 @@ impl Source {
         Ok(match self {
             Self::Manifests(paths) => {
                 let (watch, first) = Watch::new(paths, Keep::Object)?;
+                require_objects(&first)?;
                 Running::Manifests(follow(watch, first))
             }
             Self::Kubernetes { config, settings } => Running::Kubernetes(
@@ -59,6 +60,18 @@ impl Source {
             ),
         })
     }
+}
+
+/// Broken documents beside good ones are told of and left out. Where there is nothing else, nothing can be judged.
+fn require_objects(first: &Update) -> anyhow::Result<()> {
+    if !first.apply.is_empty() {
+        return Ok(());
+    }
+    let mut broken = first.problems.iter().filter(|p| p.severity == Severity::Error);
+    let Some(problem) = broken.next() else { return Ok(()) };
+    let more = broken.count();
+    let more = if more > 0 { format!(" (and {more} more like it)") } else { String::new() };
+    Err(anyhow!("no object could be read: {problem}{more}; mend the file, or name others with --manifests"))
 }
 
 impl Running {
