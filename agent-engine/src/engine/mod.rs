@@ -373,7 +373,7 @@ impl Engine {
                 if grown {
                     self.dirty.topology = true;
                     self.judge_at = self.judge_at.or(Some(now.plus(DEBOUNCE)));
-                    self.queue.push_front(Arc::unwrap_or_clone(attempt));
+                    self.queue.push_front(Waiting { attempt: Arc::unwrap_or_clone(attempt), until });
                     return;
                 }
                 // That one of several backends fails says nothing about the others.
