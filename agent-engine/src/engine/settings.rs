@@ -29,6 +29,9 @@ pub struct Settings {
     /// Texts of the user's catalogue files, which add flows or replace them by id. They have been read once by whoever set
     /// them; one that cannot be read adds nothing.
     pub flows: Vec<String>,
+    /// Not every pod and node is among the objects, and others are looked up by address: an address that none of them has is
+    /// unknown, never outside of the cluster, until the answer says so.
+    pub lookups: bool,
     /// Whose reading of the NetworkPolicy specification decides.
     pub profile: Profile,
     /// How long an end learnt from traffic is kept without being seen again.
@@ -55,6 +58,7 @@ impl Default for Settings {
             max_watched_ports: 1_024,
             nodes: Vec::new(),
             flows: Vec::new(),
+            lookups: false,
             profile: Profile::default(),
             learnt_for: Duration::from_secs(3_600),
             max_pairs: 20_000,
