@@ -46,7 +46,8 @@ impl Objects {
         Ok(objects)
     }
 
-    fn add(&mut self, document: Value) -> Result<()> {
+    /// Takes in one object, or each of a List.
+    pub fn add(&mut self, document: Value) -> Result<()> {
         let kind = match document.get("kind").and_then(Value::as_str) {
             Some(kind) => kind.to_owned(),
             None if document.is_null() => return Ok(()),

@@ -76,9 +76,28 @@ impl Rehearsal {
         options: &MeshOptions,
         arguments: &[&str],
     ) -> Result<Self> {
+        Self::told(fixture, binary, enforcement, options, arguments, Family::V6)
+    }
+
+    /// The same where the agent is told of IPv4 addresses alone: policies that list an address admit no other of the same host.
+    pub fn single_stack(fixture: Fixture, binary: PathBuf, enforcement: Enforcement) -> Result<Self> {
+        Self::told(fixture, binary, enforcement, &MeshOptions::default(), &[], Family::V4)
+    }
+
+    fn told(
+        fixture: Fixture,
+        binary: PathBuf,
+        enforcement: Enforcement,
+        options: &MeshOptions,
+        arguments: &[&str],
+        family: Family,
+    ) -> Result<Self> {
         let mesh = Mesh::with(&fixture.cluster, &fixture.flows, options)?;
         let manifests = tempfile::Builder::new().prefix("weir-manifests-").tempdir()?;
-        let list = json!({ "apiVersion": "v1", "kind": "List", "items": mesh.manifests() });
+        let list = json!({ "apiVersion": "v1", "kind": "List", "items": match family {
+            Family::V4 => fixture.cluster.to_json(),
+            Family::V6 => mesh.manifests(),
+        } });
         fs::write(manifests.path().join("cluster.json"), serde_json::to_string_pretty(&list)?)?;
         let state = fixture.states.first().context("a fixture without states")?;
         write_policies(&manifests, state)?;

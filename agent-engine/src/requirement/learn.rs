@@ -8,7 +8,7 @@ use super::catalogue::{LearnFrom, PortSource, Requirement};
 use super::pair::{End, PairKey};
 use super::resolve::{Resolver, service_ports};
 use super::role::{Role, Roles};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Pod};
 use crate::identity::Peer;
 use crate::policy::Endpoint;
 use crate::time::Time;
@@ -69,7 +69,10 @@ impl Resolver {
                 && (r.learn_from == LearnFrom::Attempt || established)
                 && match r.port_from {
                     None => r.ports.contains(&port),
-                    Some(PortSource::Application) => !is_istios(port),
+                    // A connection that nobody answers proves no requirement where its port is none that the pod is known for.
+                    Some(PortSource::Application) => {
+                        !is_istios(port) && (established || pod.is_none_or(|p| may_serve(cluster, p, protocol, port)))
+                    }
                     Some(from @ (PortSource::Service | PortSource::PublicService)) => {
                         pod.is_some_and(|p| service_ports(cluster, p, from).contains(&(protocol, port)))
                     }
@@ -154,6 +157,14 @@ impl Resolver {
             | Peer::Unknown { .. } => Roles::new(),
         }
     }
+}
+
+/// Whether an application may listen there: a Service leads there or a container declares it, or nothing at all is known.
+fn may_serve(cluster: &Cluster, pod: &Pod, protocol: Protocol, port: u16) -> bool {
+    let services = service_ports(cluster, pod, PortSource::Service);
+    let declared = pod.ports.iter().filter(|p| !is_istios(p.port)).map(|p| (p.protocol, p.port));
+    let mut known = services.into_iter().chain(declared).peekable();
+    known.peek().is_none() || known.any(|known| known == (protocol, port))
 }
 
 /// 15000 to 15099 and 15443 are Istio's own; an application does not listen there.

@@ -92,17 +92,11 @@ impl Resolver {
         }
     }
 
-    /// The ports on which pods of the mesh serve their applications: of their containers and of the Services that select them.
-    /// Traffic there may tell of pairs that no object tells of.
+    /// The ports on which applications are served: those that containers declare and that Services lead to. Traffic there may
+    /// tell of pairs that no object tells of.
     #[must_use]
     pub fn application_ports(&self, cluster: &Cluster) -> BTreeSet<u16> {
-        let serves = [Role::Sidecar, Role::Ambient, Role::Gateway, Role::Waypoint];
-        let mut ports = BTreeSet::new();
-        for (name, _) in self.roles.iter().filter(|(_, roles)| serves.iter().any(|role| roles.contains(role))) {
-            if let Some(pod) = cluster.pod(name) {
-                ports.extend(pod.ports.iter().map(|p| p.port));
-            }
-        }
+        let mut ports: BTreeSet<u16> = cluster.pods().flat_map(|pod| pod.ports.iter().map(|p| p.port)).collect();
         for service in cluster.services().filter(|s| !s.selector.is_empty()) {
             ports.extend(service.ports.iter().filter_map(|entry| match entry.target {
                 TargetPort::Number(port) => Some(port),
