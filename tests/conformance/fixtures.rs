@@ -7,11 +7,14 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use weir::cluster::manifests;
+use weir_engine::check::Model;
 use weir_engine::cluster::{Cluster, Kind};
 use weir_engine::policy::{Admission, Endpoint, Flow, Policies, Profile, Side};
+use weir_engine::requirement::Catalogue;
 use weir_engine::words::{Name, Protocol};
 
 use super::Tally;
+use super::pairs::{self, Coverage};
 
 #[derive(Deserialize)]
 struct Fixture {
@@ -30,27 +33,39 @@ fn cluster_file() -> String {
     "cluster.yaml".to_owned()
 }
 
+/// A row: a flow and what each state makes of it.
 #[derive(Deserialize)]
-struct Case {
-    id: String,
-    from: End,
-    to: End,
+pub struct Case {
+    pub id: String,
+    /// Code of the catalogue.
+    pub catalog: Option<String>,
+    pub from: End,
+    pub to: End,
     #[serde(default)]
-    protocol: Protocol,
-    port: u16,
-    results: BTreeMap<String, Wanted>,
+    pub protocol: Protocol,
+    pub port: u16,
+    pub results: BTreeMap<String, Wanted>,
 }
 
-#[derive(Deserialize)]
-struct End {
-    pod: Option<String>,
-    node: Option<String>,
-    ip: Option<IpAddr>,
+impl Case {
+    /// Code of the catalogue; empty for a flow that nothing requires.
+    pub fn code(&self) -> &str {
+        self.catalog.as_deref().unwrap_or_default()
+    }
 }
 
+/// One end of a row.
 #[derive(Deserialize)]
-struct Wanted {
-    verdict: String,
+pub struct End {
+    pub pod: Option<String>,
+    pub node: Option<String>,
+    pub ip: Option<IpAddr>,
+}
+
+/// What a state makes of a row.
+#[derive(Deserialize)]
+pub struct Wanted {
+    pub verdict: String,
     egress: String,
     ingress: String,
     #[serde(default)]
@@ -63,18 +78,25 @@ struct Wanted {
     ingress_allowed_by: Vec<String>,
 }
 
-/// Judges every flow of a fixture in every state.
-pub fn judge(file: &Path) -> Result<Tally> {
+/// Judges every flow of a fixture in every state, and the pairs that are required in it.
+pub fn judge(file: &Path, coverage: &mut Coverage) -> Result<Tally> {
     let fixture: Fixture = serde_saphyr::from_str(&std::fs::read_to_string(file)?)?;
     let dir = file.parent().unwrap_or(Path::new("."));
     let mut worlds = BTreeMap::new();
+    let mut wrong_pairs = Vec::new();
     for (name, state) in &fixture.states {
-        let files = std::iter::once(&state.cluster).chain(&state.policies).map(|f| dir.join(f)).collect::<Vec<_>>();
+        let mut files =
+            std::iter::once(&state.cluster).chain(&state.policies).map(|f| dir.join(f)).collect::<Vec<_>>();
+        // Istio's own objects are beside the cluster's.
+        files.extend(Some(dir.join("mesh-config.yaml")).filter(|f| f.is_file()));
         let manifests = manifests::load(&files)?;
         ensure!(!manifests.is_incomplete(), "state {name}: {:?}", manifests.problems);
         let mut cluster = Cluster::default();
-        for found in manifests.objects {
-            cluster.apply(found.object, found.origin);
+        let objects: Vec<_> = manifests.objects.into_iter().map(|found| (found.object, found.origin)).collect();
+        let model = Model::new(objects.clone(), Catalogue::built_in(), Profile::Spec);
+        wrong_pairs.extend(pairs::judge(name, model, &fixture.flows, coverage));
+        for (object, origin) in objects {
+            cluster.apply(object, origin);
         }
         ensure!(cluster.policies().next().is_some(), "state {name} has no {}", Kind::NetworkPolicy.as_str());
         let policies = Policies::of(&cluster, Profile::Spec);
@@ -91,6 +113,8 @@ pub fn judge(file: &Path) -> Result<Tally> {
         }
         tally.count(failures);
     }
+    wrong_pairs.dedup();
+    tally.count(wrong_pairs);
     Ok(tally)
 }
 

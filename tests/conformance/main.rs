@@ -1,11 +1,13 @@
 //! `weir-conformance PATH…`: judges published NetworkPolicy cases and fixtures with the engine and compares.
 //!
 //! A folder is searched for `*.json`, `*.json.gz`, `*.ndjson.gz` (cases and sequences of cases) and `expected*.yaml`
-//! (fixtures). One line per file: passed, failed; then the first failing cases. Exit 0: all passed; 1: some failed; 2: nothing
+//! (fixtures: single flows, and the pairs that are required in each state). One line per file: passed, failed; how the rows of
+//! required flows are covered; then the first failing cases. Exit 0: all passed; 1: some failed; 2: nothing
 //! could be judged.
 
 mod cases;
 mod fixtures;
+mod pairs;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -63,11 +65,12 @@ fn run(paths: &[PathBuf]) -> Result<bool> {
     // Sequences name cases of other files: cases are read first.
     let mut known = cases::Known::new();
     let mut tallies = Vec::new();
+    let mut coverage = pairs::Coverage::default();
     let name = |f: &Path| f.file_name().unwrap_or_default().to_string_lossy().into_owned();
     files.sort_by_key(|f| name(f).contains("sequences"));
     for file in &files {
         let tally = match name(file).ends_with(".yaml") {
-            true => fixtures::judge(file),
+            true => fixtures::judge(file, &mut coverage),
             false => cases::judge(file, &mut known),
         };
         tallies.push((file, tally.with_context(|| format!("in {}", file.display()))?));
@@ -79,6 +82,9 @@ fn run(paths: &[PathBuf]) -> Result<bool> {
     for (file, tally) in &tallies {
         println!("{:>7} {:>7} {:>9}  {}", tally.passed, tally.failed, tally.verdicts, file.display());
         tally.notes.iter().for_each(|note| println!("{:27}{note}", ""));
+    }
+    if coverage.rows > 0 {
+        println!("{coverage}");
     }
     let failures: Vec<&String> = tallies.iter().flat_map(|(_, t)| &t.failures).collect();
     for failure in failures.iter().take(SHOWN) {

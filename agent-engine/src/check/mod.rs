@@ -10,6 +10,7 @@ mod repair;
 mod report;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub use repair::{Left, Repair, Repaired, repair};
 pub use report::{
     Brief, Case, Counts, Finding, InstanceView, PairReport, Report, SeverityCount, SideKind, VERSION, Verdict, instance,
 };
+pub use traffic::{Connection, Party, connections};
 
 use crate::cluster::{Change, Cluster, Key, Kind, Object, Origin};
 use crate::identity::Identity;
@@ -29,6 +31,9 @@ use crate::policy::{Miss, Policies, Profile, Side, Tier, Why};
 use crate::requirement::{Catalogue, Pair, PairKey, Resolver};
 use crate::snapshot::ObjectCount;
 use crate::time::Time;
+
+/// Pairs that given traffic may tell of.
+const MAX_LEARNT: usize = 20_000;
 
 /// What a check is told beside the objects.
 #[derive(Clone, Debug)]
@@ -73,7 +78,7 @@ impl Model {
             cluster.apply(object, origin);
         }
         let mut identity = Identity::default();
-        let mut resolver = Resolver::new(catalogue, 0);
+        let mut resolver = Resolver::new(catalogue, MAX_LEARNT);
         let mut objects = BTreeMap::new();
         for key in keys {
             *objects.entry(key.kind).or_default() += 1;

@@ -134,16 +134,13 @@ impl World<'_> {
         attempt: &Attempt,
         targets: &mut Vec<Target>,
     ) {
-        // NodeLocal DNSCache answers on the DNS Service's own address, before any translation.
+        // NodeLocal DNSCache answers on the DNS Service's own address where it runs with iptables, and does not with IPVS.
         for (from, endpoint) in self.sources(source, None) {
             for key in self.ledger.pairs(&from, &End::NodeLocalDns, protocol, port) {
                 let instance = Instance { source: endpoint.clone(), destination: Endpoint::Address(address) };
                 let candidates = vec![Endpoint::Address(address)];
                 targets.push(Target { key, instance, candidates, ambiguous: false });
             }
-        }
-        if !targets.is_empty() {
-            return;
         }
         let mut found = Vec::new();
         for (backend, pod_port) in backends {

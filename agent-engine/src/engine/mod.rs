@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attribute::{Attribution, World};
+use attribute::{Attribution, Target, World};
 use held::{Held, Waiting};
 pub use input::Input;
 pub use settings::{Settings, WATCHED_PORTS};
@@ -23,7 +23,7 @@ use crate::cluster::{Change, Cluster, Key, Kind, Object, ObjectError, Origin};
 use crate::identity::{Identity, Peer};
 use crate::ledger::{Dirty, Ledger, NO_FLOW, Spans, is_policy};
 use crate::observation::Observation;
-use crate::policy::{Endpoint, Policies};
+use crate::policy::{Admission, Endpoint, Flow, Policies};
 use crate::requirement::{Catalogue, End, Pair, PortSource, Resolver, Role};
 use crate::snapshot::Edit;
 pub use crate::snapshot::{Snapshot, Transition};
@@ -377,7 +377,8 @@ impl Engine {
                     return;
                 }
                 // That one of several backends fails says nothing about the others.
-                for target in targets.into_iter().filter(|t| !t.ambiguous || established || denied) {
+                let believed = self.believed(targets, established, denied);
+                for target in believed {
                     if masked && self.is_application(&target.key.flow) {
                         continue;
                     }
@@ -392,6 +393,27 @@ impl Engine {
         if !attempt.provisional {
             self.ledger.counters.attempt(&flow, attempt.outcome, attempt.latency);
         }
+    }
+
+    /// An attempt may have led to one pair's destination as well as to another's. Then it is an attempt of those pairs whose
+    /// decision explains what became of it; only if none does, it contradicts them all.
+    fn believed(&self, targets: Vec<Target>, established: bool, denied: bool) -> Vec<Target> {
+        let wanted = if established { Admission::Admitted } else { Admission::NotAdmitted };
+        let explains = |t: &Target| {
+            t.candidates.iter().any(|candidate| {
+                let flow = Flow {
+                    source: t.instance.source.clone(),
+                    destination: candidate.clone(),
+                    protocol: t.key.protocol,
+                    port: t.key.port,
+                    dialled: None,
+                };
+                self.policies.admits(&self.cluster, &flow) == wanted
+            })
+        };
+        let some_do = targets.iter().any(|t| t.ambiguous && explains(t));
+        let fits = |t: &Target| !t.ambiguous || (established || denied) && (!some_do || explains(t));
+        targets.into_iter().filter(fits).collect()
     }
 
     /// A pod with a sidecar is connected to its own proxy, whatever it dialled (Istio's REDIRECT in the pod's OUTPUT chain): its

@@ -28,6 +28,7 @@ pub use decision::*;
 pub use profile::{Profile, UnknownProfile};
 pub use reach::{Class, Reachability};
 pub use reasons::Reasons;
+pub(crate) use selector::selects;
 pub use service::{Backend, ServiceDecision};
 
 use decide::Judge;

@@ -21,6 +21,11 @@ pub(super) type LabelSet = Box<[(Symbol, Symbol)]>;
 /// The same, borrowed.
 pub(super) type Set = [(Symbol, Symbol)];
 
+/// Whether a selector as the API has it selects these labels.
+pub(crate) fn selects(selector: &LabelSelector, labels: &Labels) -> bool {
+    Selector::lower(selector, &mut Symbols::default()).matches_labels(labels)
+}
+
 /// Strings of labels and selectors, counted: what nothing uses any longer is forgotten.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Symbols {

@@ -1,7 +1,8 @@
 //! What configuration declares: pairs that follow from Istio's and the Gateway API's objects, before any packet.
 //!
 //! Routes lead from a gateway's pods to the pods behind a host, `jwksUri` from istiod (or the proxies) to the host of the keys,
-//! extension providers from proxies to a collector or an authorizer. `exportTo` and ReferenceGrant are not looked at: a route
+//! extension providers from proxies to a collector or an authorizer. A NetworkPolicy that names both ends and an application's port
+//! declares the tunnel between them, where both ends tunnel. `exportTo` and ReferenceGrant are not looked at: a route
 //! that Istio refuses for them is taken as meant. Clients inside the mesh are learnt from traffic, see [`super::learn`].
 
 mod host;
@@ -10,6 +11,7 @@ mod providers;
 mod routes;
 #[cfg(test)]
 mod tests;
+mod tunnels;
 mod waypoints;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +28,7 @@ use crate::words::{Name, Protocol};
 use host::Place;
 
 /// Kinds whose objects declare pairs.
-pub(super) const KINDS: [Kind; 16] = [
+pub(super) const KINDS: [Kind; 17] = [
     Kind::ConfigMap,
     Kind::VirtualService,
     Kind::IstioGateway,
@@ -43,6 +45,7 @@ pub(super) const KINDS: [Kind; 16] = [
     Kind::WorkloadEntry,
     Kind::Sidecar,
     Kind::DestinationRule,
+    Kind::NetworkPolicy,
 ];
 
 /// HBONE's port, the tunnel between ambient pods.
@@ -71,6 +74,7 @@ pub(super) fn pairs(cluster: &Cluster, roles: &BTreeMap<Name, Roles>, catalogue:
     all.keys();
     all.providers();
     all.waypoints();
+    all.tunnels();
     let pairs = all.found.into_iter().filter_map(|((flow, source, destination, protocol, port), (from, to))| {
         let requirement = catalogue.flow(flow)?.clone();
         let key = PairKey { flow: requirement.id.clone(), source, destination, protocol, port };
