@@ -188,7 +188,7 @@ fn expected(server: &ApiServer) -> BTreeMap<Key, Value> {
                 let end = ends.iter().any(|(n, s)| n.as_ref().is_none_or(|n| n == namespace) && s.matches(object));
                 let wanted = match kind {
                     Kind::Pod => own || end,
-                    Kind::ConfigMap => namespace == "istio-system" && name == "istio",
+                    Kind::ConfigMap => namespace == "istio-system" && (name == "istio" || name == "weir-flows"),
                     _ => true,
                 };
                 let broken = object.pointer("/metadata/annotations/test~1broken").is_some();

@@ -2,11 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::{Model, Options, Report, Verdict, check, compare, repair};
+use super::{Connection, Model, Options, Party, Report, Verdict, check, compare, repair};
 use crate::cluster::{Object, Origin};
 use crate::policy::Profile;
 use crate::policy::lint::{Level, LintId};
 use crate::requirement::Catalogue;
+use crate::words::Protocol;
 
 #[test]
 fn order_of_objects_never_matters() {
@@ -75,6 +76,33 @@ fn comparison_and_repair() {
     assert_eq!((repair.denied_before, repair.denied_after), (worse.closed.len(), 0), "{repair:?}");
     assert_eq!(check(&model, &Options::default()).verdict, Verdict::Admitted);
     assert_eq!(repair.beyond, [], "nothing but what is required");
+}
+
+#[test]
+fn traffic_tells_of_pairs_that_no_object_tells_of() {
+    let mut model = model(&mesh());
+    let before = check(&model, &Options::default()).pairs.len();
+    let seen = |from: &str, to: &str, port| Connection {
+        from: Party::Pod(from.to_owned()),
+        to: Party::Pod(to.to_owned()),
+        protocol: Protocol::Tcp,
+        port,
+        established: true,
+    };
+    let known = seen("shop/cart-1", "istio-system/istiod-0", 15012);
+    let nobody = seen("shop/gone", "istio-system/istiod-0", 15012);
+    let connections = [known, nobody.clone()];
+    assert_eq!(model.observe(&connections), [&nobody]);
+    assert_eq!(check(&model, &Options::default()).pairs.len(), before, "nothing new");
+    let unasked = Connection {
+        from: Party::Pod("istio-system/istiod-0".to_owned()),
+        to: Party::Ip("192.0.2.7".parse().expect("an address")),
+        ..seen("", "", 443)
+    };
+    assert_eq!(model.observe(&[unasked]), Vec::<&Connection>::new());
+    let report = check(&model, &Options::default());
+    assert_eq!(report.pairs.len(), before + 1);
+    assert!(report.pairs.iter().any(|p| &*p.flow == "control-plane-jwks" && p.port == 443));
 }
 
 fn report(objects: &[Value]) -> Report {

@@ -5,6 +5,8 @@ mod held;
 mod input;
 mod settings;
 #[cfg(test)]
+mod every_flow;
+#[cfg(test)]
 mod tests;
 mod view;
 

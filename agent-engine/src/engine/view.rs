@@ -7,8 +7,15 @@ use crate::cluster::Kind;
 use crate::ledger::{Conditions, Entry, Instance, Seen, end_view, endpoint, evidence_line, unix_ns};
 use crate::snapshot::{EvidenceView, InstanceView, ObjectCount, Overflow, PairView, Snapshot, StateCount, VERSION};
 use crate::time::Time;
+use crate::words::Name;
 
 impl Engine {
+    /// ConfigMaps of flows that are no catalogue, each with what is wrong; the others hold.
+    #[must_use]
+    pub fn refused_flows(&self) -> &[(Name, String)] {
+        self.resolver.refused()
+    }
+
     /// Everything, as of `now`.
     #[must_use]
     pub fn snapshot(&self, now: Time) -> Snapshot {

@@ -14,7 +14,7 @@ use std::fmt;
 pub use catalogue::{Catalogue, CatalogueError, LearnFrom, PortSource, Requirement};
 pub use learn::SeenEnd;
 pub use pair::{End, Pair, PairKey, same};
-pub use resolve::Resolver;
+pub use resolve::{FLOWS_LABEL, Resolver};
 pub use role::{Role, Roles};
 use serde::{Deserialize, Serialize};
 

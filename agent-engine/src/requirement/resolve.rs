@@ -19,10 +19,16 @@ use crate::words::{Name, Protocol};
 /// Ports of Istio's own on a gateway's Service: status, cross-network, remote xDS and webhooks.
 const INFRASTRUCTURE: [u16; 4] = [15021, 15443, 15012, 15017];
 
+/// The label of ConfigMaps whose `*.toml` are catalogue files; its value is `true`.
+pub const FLOWS_LABEL: &str = "weir.dev/flows";
+
 /// The catalogue, the pods' roles and what was learnt.
 #[derive(Clone, Debug)]
 pub struct Resolver {
     pub(super) catalogue: Catalogue,
+    /// The catalogue without what the cluster's ConfigMaps add.
+    given: Catalogue,
+    refused: Vec<(Name, String)>,
     pub(super) roles: BTreeMap<Name, Roles>,
     pub(super) learnt: BTreeMap<PairKey, Learnt>,
     pub(super) max_learnt: usize,
@@ -46,13 +52,44 @@ impl Resolver {
     /// A resolver that knows no pod yet; `max_learnt` bounds what is learnt from traffic.
     #[must_use]
     pub fn new(catalogue: Catalogue, max_learnt: usize) -> Self {
-        Self { catalogue, roles: BTreeMap::new(), learnt: BTreeMap::new(), max_learnt, learnt_overflow: 0 }
+        Self {
+            given: catalogue.clone(),
+            catalogue,
+            refused: Vec::new(),
+            roles: BTreeMap::new(),
+            learnt: BTreeMap::new(),
+            max_learnt,
+            learnt_overflow: 0,
+        }
     }
 
     /// The catalogue.
     #[must_use]
     pub fn catalogue(&self) -> &Catalogue {
         &self.catalogue
+    }
+
+    /// ConfigMaps of flows that are no catalogue, each with what is wrong; the others hold.
+    #[must_use]
+    pub fn refused(&self) -> &[(Name, String)] {
+        &self.refused
+    }
+
+    /// Flows of the cluster's own: every `*.toml` in the ConfigMaps with the label, by namespace, name and key.
+    fn add_flows(&mut self, cluster: &Cluster) {
+        self.catalogue = self.given.clone();
+        self.refused.clear();
+        for (name, raw) in cluster.raw(Kind::ConfigMap) {
+            if raw.object["metadata"]["labels"][FLOWS_LABEL] != "true" {
+                continue;
+            }
+            for (file, text) in raw.object["data"].as_object().into_iter().flatten() {
+                let Some(text) = text.as_str().filter(|_| file.ends_with(".toml")) else { continue };
+                if let Err(error) = self.catalogue.add(text) {
+                    self.refused.push((name.clone(), format!("{file}: {error}")));
+                }
+            }
+        }
     }
 
     /// What a pod is to the mesh; empty for a pod that is not known.
@@ -88,6 +125,10 @@ impl Resolver {
                 true
             }
             Kind::Node | Kind::Service | Kind::EndpointSlice => true,
+            Kind::ConfigMap => {
+                self.add_flows(cluster);
+                true
+            }
             kind => declared::KINDS.contains(&kind),
         }
     }
@@ -115,9 +156,23 @@ impl Resolver {
             let destinations = world.destinations(requirement).into_iter();
             let destinations: Vec<(_, Arc<[Endpoint]>)> = destinations.map(|(k, pods)| (k, pods.into())).collect();
             for role in &requirement.source {
-                if *role == Role::Kubelet {
+                if matches!(role, Role::Kubelet | Role::Node) {
                     for ((end, protocol, port), pods) in &destinations {
-                        world.kubelet(requirement, end, *protocol, *port, pods, &mut pairs);
+                        let key = |source| PairKey {
+                            flow: requirement.id.clone(),
+                            source,
+                            destination: end.clone(),
+                            protocol: *protocol,
+                            port: *port,
+                        };
+                        let through_nodes = requirement.source.contains(&Role::Node);
+                        let pods = pods.iter().filter(|p| !through_nodes || world.through_nodes(p, *protocol, *port));
+                        let pods: Vec<Endpoint> = pods.cloned().collect();
+                        if *role == Role::Kubelet {
+                            world.kubelet(requirement, key(End::Kubelet), &pods, &mut pairs);
+                        } else {
+                            world.other_nodes(requirement, key(End::Node), &pods, &mut pairs);
+                        }
                     }
                     continue;
                 }
@@ -145,8 +200,13 @@ impl Resolver {
             }
         }
         for pair in declared::pairs(cluster, &self.roles, &self.catalogue) {
-            if pair.instances().next().is_some() {
-                pairs.entry(pair.key.clone()).or_insert(pair);
+            // What a label tells of already, another object need not tell again.
+            let same = |flow: &Arc<Requirement>| {
+                flow.code == pair.requirement.code
+                    && pairs.contains_key(&PairKey { flow: flow.id.clone(), ..pair.key.clone() })
+            };
+            if pair.instances().next().is_some() && !self.catalogue.flows().any(same) {
+                pairs.insert(pair.key.clone(), pair);
             }
         }
         pairs
@@ -292,9 +352,7 @@ impl<'a> World<'a> {
     fn kubelet(
         &self,
         r: &Arc<Requirement>,
-        end: &End,
-        protocol: Protocol,
-        port: u16,
+        key: PairKey,
         pods: &[Endpoint],
         pairs: &mut BTreeMap<PairKey, Pair>,
     ) {
@@ -304,8 +362,41 @@ impl<'a> World<'a> {
             Some((Endpoint::Node { name: pod.node.clone()?, address: None }, e.clone()))
         });
         let (kubelets, destinations): (Vec<_>, Vec<_>) = with_node.unzip();
-        let key = PairKey { flow: r.id.clone(), source: End::Kubelet, destination: end.clone(), protocol, port };
         insert(pairs, key, r, [].into(), destinations.into(), kubelets.into());
+    }
+
+    /// Whoever enters by another node has that node's address here.
+    fn other_nodes(
+        &self,
+        r: &Arc<Requirement>,
+        key: PairKey,
+        pods: &[Endpoint],
+        pairs: &mut BTreeMap<PairKey, Pair>,
+    ) {
+        let (mut nodes, mut destinations) = (Vec::new(), Vec::new());
+        for pod in pods {
+            let Endpoint::Pod { name, .. } = pod else { continue };
+            let Some(own) = self.cluster.pod(name).filter(|p| !p.host_network).and_then(|p| p.node.as_ref()) else {
+                continue;
+            };
+            for node in self.cluster.nodes().filter(|n| n.name != *own) {
+                nodes.push(Endpoint::Node { name: node.name.clone(), address: None });
+                destinations.push(pod.clone());
+            }
+        }
+        insert(pairs, key, r, [].into(), destinations.into(), nodes.into());
+    }
+
+    /// Whether a Service takes in traffic for the pod's port on every node, and translates it to that node's address
+    /// (`externalTrafficPolicy: Cluster`, the default).
+    fn through_nodes(&self, pod: &Endpoint, protocol: Protocol, port: u16) -> bool {
+        let Endpoint::Pod { name, .. } = pod else { return false };
+        let Some(pod) = self.cluster.pod(name) else { return false };
+        let public = |s: &&Service| matches!(&*s.type_, "LoadBalancer" | "NodePort") && !s.local_only;
+        let selects =
+            |s: &&Service| !s.selector.is_empty() && s.selector.iter().all(|(k, v)| pod.labels.get(k) == Some(v));
+        let mut entries = self.cluster.services_in(&name.namespace).filter(public).filter(selects).flat_map(|s| &s.ports);
+        entries.any(|entry| entry.protocol == protocol && target(pod, entry) == Some(port))
     }
 
     fn learnt(&self, r: &Arc<Requirement>, key: &PairKey, learnt: &Learnt, pairs: &mut BTreeMap<PairKey, Pair>) {
@@ -316,7 +407,7 @@ impl<'a> World<'a> {
         };
         let destinations = behind(&key.destination, &learnt.destinations);
         if key.source == End::Kubelet && learnt.sources.is_empty() {
-            self.kubelet(r, &key.destination, key.protocol, key.port, &destinations, pairs);
+            self.kubelet(r, key.clone(), &destinations, pairs);
         } else {
             let sources = behind(&key.source, &learnt.sources);
             insert(pairs, key.clone(), r, sources.into(), destinations.into(), [].into());

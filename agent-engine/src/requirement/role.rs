@@ -40,6 +40,10 @@ pub enum Role {
     KymaEgressClient,
     /// Kyma's own egress gateway.
     KymaEgressGateway,
+    /// Kyma's own ingress gateway.
+    KymaIngressGateway,
+    /// A pod that Kyma lets be reached from the ingress gateway.
+    KymaBackend,
     /// A user's workload: no part of Istio or of what installs it.
     Application,
     /// Any pod.
@@ -81,6 +85,7 @@ const BY_LABEL: &[(Role, &[(&str, &str)])] = &[
     (Role::Tunnel, &[("app", "konnectivity-agent")]),
     (Role::Tunnel, &[("component", "konnectivity-agent")]),
     (Role::KymaController, &[("kyma-project.io/module", "istio"), ("app.kubernetes.io/name", "istio-operator")]),
+    (Role::KymaBackend, &[("networking.kyma-project.io/from-ingressgateway", "allowed")]),
     (Role::KymaEgressClient, &[("networking.kyma-project.io/to-egressgateway", "allowed")]),
 ];
 
@@ -116,6 +121,9 @@ pub fn roles(cluster: &Cluster, pod: &Pod) -> Roles {
                 if label("kyma-project.io/module") == Some("istio") {
                     roles.insert(Role::KymaEgressGateway);
                 }
+            }
+            Some("ingressgateway") if label("kyma-project.io/module") == Some("istio") => {
+                roles.insert(Role::KymaIngressGateway);
             }
             Some("eastwestgateway") => drop(roles.insert(Role::EastWestGateway)),
             _ => {}

@@ -1,5 +1,7 @@
 //! `weir check`.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 use weir_engine::check::{self, Options};
 use weir_engine::requirement::Severity;
@@ -28,6 +30,10 @@ pub struct Check {
     /// Errors and warnings about policies are findings too
     #[arg(long)]
     strict: bool,
+
+    /// Connections that were seen, so that application traffic is judged too: an agent's snapshot, or a list (see docs/flows.md)
+    #[arg(long, value_name = "FILE")]
+    traffic: Vec<PathBuf>,
 
     /// Delete each rule in turn and tell which required flows close
     #[arg(long)]
@@ -86,8 +92,9 @@ impl From<FailOn> for Severity {
 impl Check {
     /// Reads, judges, prints.
     pub fn run(self) -> anyhow::Result<Exit> {
-        let Self { source, output, fail_on, strict, mutate, all } = self;
-        let loaded = source.load()?;
+        let Self { source, output, fail_on, strict, traffic, mutate, all } = self;
+        let mut loaded = source.load()?;
+        super::traffic::observe(&traffic, &mut loaded.model)?;
         let options = Options { profile: source.reading.engine, mutate, ..Options::default() };
         let report = check::check(&loaded.model, &options);
         let checked = Checked::new(report, loaded.inputs, fail_on.into(), strict);

@@ -61,6 +61,9 @@ impl Source {
         let mut objects = read(&self.cluster, &mut inputs)?;
         objects.extend(read(&self.files, &mut inputs)?);
         let model = Model::new(objects, self.reading.catalogue()?, self.reading.engine);
+        if let Some((name, error)) = model.resolver.refused().first() {
+            bail!("ConfigMap {name} is no catalogue of flows: {error}");
+        }
         Ok(Loaded { model, inputs })
     }
 

@@ -15,6 +15,7 @@ mod replay;
 mod run;
 mod status;
 mod table;
+mod traffic;
 
 use std::process::ExitCode;
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
+use weir_engine::cluster::Kind;
 use weir_engine::engine::{Engine, Input};
 use weir_engine::observation::Observation;
 use weir_engine::time::Time;
@@ -168,7 +169,13 @@ impl<O: Observer> EventLoop<O> {
                         }
                     }
                 }
+                let flows = object.key().kind == Kind::ConfigMap;
                 self.engine.apply(now, object, origin);
+                if flows {
+                    for (name, error) in self.engine.refused_flows() {
+                        warn!(config_map = %name, %error, "flows of a ConfigMap are left out: it is no catalogue");
+                    }
+                }
             }
             Change::Delete(key) => {
                 self.note(now, || Input::Delete { key: key.clone() });

@@ -189,3 +189,79 @@ fn injection_is_simulated_on_templates() {
     let view = t::pair(&engine.snapshot(at(1_000)), "sidecar-xds", "d", "istiod", 15012);
     assert_eq!(view.state, crate::verdict::State::Silent, "{}", view.why);
 }
+
+#[test]
+fn a_policy_that_means_an_ambient_pod_means_its_tunnel() {
+    let ambient = t::namespace("amb", json!({"istio.io/dataplane-mode": "ambient"}));
+    let plain = t::namespace("plain", json!({}));
+    let server = t::pod("amb", "server", "10.1.0.71", json!({"app": "server"}), &["app"]);
+    let ports = json!([{"name": "http", "port": 80, "targetPort": 8080}]);
+    let service = t::service("amb", "server", "10.2.2.71", json!({"app": "server"}), ports, "ClusterIP");
+    let client = t::pod("amb", "client", "10.1.0.72", json!({"app": "client"}), &["app"]);
+    let stranger = t::pod("plain", "stranger", "10.1.0.73", json!({"app": "client"}), &["app"]);
+    let found = |ingress: Value| {
+        let policy = t::policy("amb", "server-in", json!({"app": "server"}), Some(ingress), None);
+        let objects = [&ambient, &plain, &server, &service, &client, &stranger, &policy].map(Clone::clone);
+        declared(&objects, &["ambient-hbone", "ambient-to-sidecar-hbone", "ambient-from-proxy-hbone"])
+    };
+    let from = |labels: Value| json!([{"podSelector": {"matchLabels": labels}}]);
+    let none: [&str; 0] = [];
+    let tunnel = ["ambient-hbone amb/client → amb/server 15008"];
+    assert_eq!(found(json!([{"from": from(json!({"app": "client"})), "ports": [{"port": 8080}]}])), tunnel);
+    assert_eq!(found(json!([{"from": from(json!({"app": "client"})), "ports": [{"port": 8000, "endPort": 8999}]}])), tunnel);
+    assert_eq!(found(json!([{"from": from(json!({"app": "client"}))}])), tunnel);
+    assert_eq!(found(json!([{"from": from(json!({"app": "client"})), "ports": [{"port": 9999}]}])), none, "nobody listens");
+    assert_eq!(found(json!([{"from": from(json!({})), "ports": [{"port": 8080}]}])), none, "everybody is nobody");
+    assert_eq!(found(json!([{"ports": [{"port": 8080}]}])), none, "everybody is nobody");
+    // From a pod with a sidecar it is a tunnel too; between two sidecars, or from outside the mesh, it is not.
+    let apps = json!([{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "app"}}}]);
+    let mixed = ["ambient-from-proxy-hbone app/web → amb/server 15008"];
+    assert_eq!(found(json!([{"from": apps, "ports": [{"port": 8080}]}])), mixed);
+    let outside = json!([{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "plain"}}}]);
+    assert_eq!(found(json!([{"from": outside, "ports": [{"port": 8080}]}])), none);
+}
+
+#[test]
+fn what_enters_by_another_node_has_its_address() {
+    let gateway = |policy: &str| {
+        let ports = json!([{"name": "status", "port": 15021}, {"name": "https", "port": 443, "targetPort": 8443}]);
+        let mut service = t::service("istio-system", "gateway", "10.2.1.20", json!({"app": "gw"}), ports, "LoadBalancer");
+        service["spec"]["externalTrafficPolicy"] = json!(policy);
+        declared(&[service], &["gateway-ingress", "gateway-load-balancer-health"])
+    };
+    let outside = "gateway-ingress external → istio-system/gateway 8443";
+    let cluster = [
+        outside,
+        "gateway-ingress kubelet → istio-system/gateway 8443",
+        "gateway-ingress node → istio-system/gateway 8443",
+        "gateway-load-balancer-health kubelet → istio-system/gateway 15021",
+        "gateway-load-balancer-health node → istio-system/gateway 15021",
+    ];
+    let sorted = |mut lines: Vec<String>| {
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(gateway("Cluster")), cluster);
+    assert_eq!(gateway("Local"), [outside]);
+}
+
+#[test]
+fn flows_of_the_clusters_own() {
+    let map = |labels: Value, text: &str| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": "istio-system", "name": "weir-flows", "labels": labels},
+               "data": {"mine.toml": text, "notes.md": "not read"}})
+    };
+    let flow = "schema = 1\nprofile = \"mine\"\n[[flow]]\nid = \"web-ledger\"\ncode = \"MINE\"\nsource = [\"sidecar\"]\n\
+                destination = [\"istiod\"]\nports = [5432]\nsides = [\"egress\"]\npurpose = \"p\"\nsymptom = \"s\"\nseverity = \"high\"\nfact = \"f\"\n";
+    let label = json!({"weir.dev/flows": "true"});
+    let none: [&str; 0] = [];
+    assert_eq!(declared(&[map(label.clone(), flow)], &["web-ledger"]), ["web-ledger app/web → istio-system/istiod 5432"]);
+    assert_eq!(declared(&[map(json!({}), flow)], &["web-ledger"]), none, "without the label it is anything");
+    let mut engine = engine(&[]);
+    apply(&mut engine, 1, map(label.clone(), &flow.replace("high", "huge")));
+    let [(name, error)] = engine.refused_flows() else { panic!("one is wrong: {:?}", engine.refused_flows()) };
+    assert_eq!(name.to_string(), "istio-system/weir-flows");
+    assert!(error.starts_with("mine.toml: line 12") && error.contains("`critical`"), "{error}");
+    apply(&mut engine, 2, map(label, flow));
+    assert_eq!(engine.refused_flows(), [], "put right");
+}

@@ -133,11 +133,13 @@ impl Settings {
             nodes: Nodes::All,
             services: "kubernetes.io/service-name in (kubernetes,kube-dns,istiod)".to_owned(),
             ends: well_known(),
-            config_maps: vec![ConfigMaps {
-                namespace: "istio-system".to_owned(),
-                name: Some("istio".to_owned()),
-                labels: None,
-            }],
+            config_maps: ["istio", "weir-flows"]
+                .map(|name| ConfigMaps {
+                    namespace: "istio-system".to_owned(),
+                    name: Some(name.to_owned()),
+                    labels: None,
+                })
+                .into(),
             optional: OPTIONAL.to_vec(),
             page: 500,
             patience: Duration::from_secs(60),
