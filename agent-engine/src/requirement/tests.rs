@@ -159,8 +159,11 @@ control-plane-webhook kube-system/vpn-0 → istio-system/istiod TCP 15017 ×1
 control-plane-webhook api-server → istio-system/istiod TCP 15017 ×1
 gateway-dns istio-system/gateway → kube-system/coredns TCP 53 ×2
 gateway-dns istio-system/gateway → kube-system/coredns UDP 53 ×2
+gateway-ingress kubelet → istio-system/gateway TCP 8443 ×1
+gateway-ingress node → istio-system/gateway TCP 8443 ×1
 gateway-ingress external → istio-system/gateway TCP 8443 ×1
 gateway-load-balancer-health kubelet → istio-system/gateway TCP 15021 ×1
+gateway-load-balancer-health node → istio-system/gateway TCP 15021 ×1
 gateway-metrics monitoring/prometheus-0 → istio-system/gateway TCP 15020 ×1
 gateway-metrics monitoring/prometheus-0 → istio-system/gateway TCP 15090 ×1
 gateway-probe kubelet → istio-system/gateway TCP 15021 ×1

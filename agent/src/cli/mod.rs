@@ -16,6 +16,7 @@ mod run;
 mod status;
 mod table;
 mod traffic;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -75,7 +76,10 @@ impl From<Exit> for ExitCode {
 /// Parses the command line and runs it.
 #[must_use]
 pub fn main() -> ExitCode {
-    let Cli { command } = Cli::parse();
+    let Cli { command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage::tell(&error),
+    };
     let ended = match command {
         Command::Run(command) => command.run(),
         Command::Check(command) => command.run(),
