@@ -46,7 +46,8 @@ async fn a_real_drop_is_told_to_the_webhook_and_the_fix_too() {
     assert!(summary.contains("my-namespace/default-deny"), "{summary}");
 
     for (title, query) in dashboard() {
-        ask(&stack, &title, &query).await;
+        // Rates want counters that move.
+        ask(&stack, &title, &query, || drive("denied")).await;
     }
 
     tokio::task::block_in_place(|| rehearsal.enter("after", Enforcement::Drop)).unwrap();
@@ -55,7 +56,7 @@ async fn a_real_drop_is_told_to_the_webhook_and_the_fix_too() {
 }
 
 /// Until Prometheus has something for it, or at once where that may be nothing.
-async fn ask(stack: &Stack, title: &str, query: &str) {
+async fn ask(stack: &Stack, title: &str, query: &str, more: impl Fn()) {
     let path = format!("/api/v1/query?query={}", encoded(query));
     let begin = Instant::now();
     loop {
@@ -67,6 +68,7 @@ async fn ask(stack: &Stack, title: &str, query: &str) {
             return;
         }
         assert!(begin.elapsed() < PATIENCE, "{title}: nothing for {query}");
+        more();
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }

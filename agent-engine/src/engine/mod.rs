@@ -30,7 +30,7 @@ use crate::cluster::{Change, Cluster, Key, Kind, Object, ObjectError, Origin};
 use crate::identity::{Identity, Peer};
 use crate::ledger::{Dirty, Ledger, NO_FLOW, Spans, is_policy};
 use crate::observation::Observation;
-use crate::policy::{Endpoint, Policies};
+use crate::policy::{Admission, Decision, Endpoint, Flow, Policies};
 use crate::requirement::{Catalogue, End, Pair, PortSource, Resolver, Role};
 use crate::snapshot::Edit;
 pub use crate::snapshot::{Snapshot, Transition};
@@ -166,6 +166,13 @@ impl Engine {
             self.dirty.all = true;
             self.judge_at = self.judge_at.or(Some(now.plus(DEBOUNCE)));
         }
+    }
+
+    /// What the policies say of a flow, and what they would say with the candidates in force; none without candidates.
+    #[must_use]
+    pub fn decide_twice(&self, flow: &Flow) -> Option<(Admission, Decision)> {
+        let candidates = self.candidates.policies()?;
+        Some((self.policies.admits(&self.cluster, flow), candidates.decide(&self.cluster, flow)))
     }
 
     /// Takes in what the kernel did; the same as [`Input::Observe`].

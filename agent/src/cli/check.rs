@@ -1,5 +1,10 @@
 //! `weir check`.
 
+mod traffic;
+
+use std::path::PathBuf;
+
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 use weir_engine::check::{self, Options};
 use weir_engine::requirement::Severity;
@@ -16,6 +21,11 @@ use crate::report::{Checked, Conclusion, junit, markdown, sarif, table};
 pub struct Check {
     #[command(flatten)]
     source: Source,
+
+    /// Take the policies of -f for candidates: tell what they would break of what an agent has observed. FILE is a recording
+    /// (weir run --record), or a snapshot (weir status --output json --all, /snapshot) together with --cluster
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["fail_on", "strict", "mutate", "all"])]
+    traffic: Option<PathBuf>,
 
     /// How to print
     #[arg(long, short, value_enum, value_name = "FORMAT", default_value_t)]
@@ -41,6 +51,7 @@ pub struct Check {
 const EXAMPLES: &str = "Examples:
   weir check -f policies/ --cluster cluster.yaml
   helm template my-mesh | weir check -f - --cluster cluster.yaml --output sarif > weir.sarif
+  weir check --traffic recording.jsonl -f candidates/
 
 A cluster's objects: kubectl get ns,no,po,svc,endpointslices,netpol -A -o yaml > cluster.yaml
 
@@ -86,7 +97,14 @@ impl From<FailOn> for Severity {
 impl Check {
     /// Reads, judges, prints.
     pub fn run(self) -> anyhow::Result<Exit> {
-        let Self { source, output, fail_on, strict, mutate, all } = self;
+        let Self { source, traffic, output, fail_on, strict, mutate, all } = self;
+        if let Some(traffic) = traffic {
+            return match output {
+                Format::Table => traffic::run(&traffic, &source, false),
+                Format::Json => traffic::run(&traffic, &source, true),
+                Format::Sarif | Format::Junit | Format::Markdown => bail!("--traffic prints as table or json"),
+            };
+        }
         let loaded = source.load()?;
         let options = Options { profile: source.reading.engine, mutate, ..Options::default() };
         let report = check::check(&loaded.model, &options);
