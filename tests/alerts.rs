@@ -1,6 +1,11 @@
 //! The alerts for real: Prometheus scrapes what an agent would say, evaluates the shipped rules, and Alertmanager tells a
 //! webhook that a pair is blocked, and later that it no longer is. Debian's packages `prometheus` and `prometheus-alertmanager`,
-//! on loopback, in a folder that goes away; every process is ended by the test that started it.
+//! on loopback, in a folder that goes away; every process is ended by the test that started it. With the feature `root` also
+//! with a real agent and real packets.
+
+#[cfg(feature = "root")]
+#[path = "alerts/real.rs"]
+mod real;
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -20,7 +25,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 /// For each of the two notifications.
-const PATIENCE: Duration = Duration::from_secs(25);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What an agent says while policies deny a pair, and after they were fixed.
 const DENIED: &str = include_str!("deploy/denied.metrics");
@@ -32,41 +37,7 @@ async fn a_denied_pair_is_told_to_the_webhook_and_its_end_too() {
     let agent = Agent::serve(DENIED).await;
     let (webhook, mut notified) = webhook().await;
 
-    let alertmanager = free_port().await;
-    let config = format!(
-        "route: {{receiver: hook, group_by: ['...'], group_wait: 100ms, group_interval: 1s, repeat_interval: 1h}}\n\
-         receivers: [{{name: hook, webhook_configs: [{{url: 'http://{webhook}/', send_resolved: true}}]}}]\n"
-    );
-    fs::write(folder.path().join("alertmanager.yml"), config).unwrap();
-    let _alertmanager = Process::start(
-        &["prometheus-alertmanager", "alertmanager"],
-        &[
-            "--config.file=alertmanager.yml",
-            "--storage.path=alertmanager",
-            "--cluster.listen-address=",
-            &format!("--web.listen-address={alertmanager}"),
-        ],
-        folder.path(),
-    );
-
-    fs::write(folder.path().join("weir.rules.yaml"), hasty_rules()).unwrap();
-    let config = format!(
-        "global: {{scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 500ms}}\n\
-         rule_files: [weir.rules.yaml]\n\
-         alerting: {{alertmanagers: [{{static_configs: [{{targets: ['{alertmanager}']}}]}}]}}\n\
-         scrape_configs: [{{job_name: weir, static_configs: [{{targets: ['{}'], labels: {{node: worker-1}}}}]}}]\n",
-        agent.address
-    );
-    fs::write(folder.path().join("prometheus.yml"), config).unwrap();
-    let _prometheus = Process::start(
-        &["prometheus"],
-        &[
-            "--config.file=prometheus.yml",
-            "--storage.tsdb.path=data",
-            &format!("--web.listen-address={}", free_port().await),
-        ],
-        folder.path(),
-    );
+    let _stack = Stack::start(folder.path(), agent.address, webhook).await;
 
     let firing = notified.wait_for("firing", "WeirXdsBlocked", folder.path()).await;
     let labels = firing["labels"].as_object().unwrap();
@@ -93,6 +64,55 @@ async fn a_denied_pair_is_told_to_the_webhook_and_its_end_too() {
     agent.say(FIXED);
     notified.wait_for("resolved", "WeirXdsBlocked", folder.path()).await;
     assert_eq!(notified.names(), ["WeirXdsBlocked"], "nothing else was wrong");
+}
+
+/// Prometheus with the shipped rules, and Alertmanager.
+struct Stack {
+    /// Prometheus' own API.
+    #[cfg_attr(not(feature = "root"), expect(dead_code, reason = "only what has real data asks queries"))]
+    prometheus: SocketAddr,
+    _processes: [Process; 2],
+}
+
+impl Stack {
+    /// Scrapes one agent; alerts go to the webhook.
+    async fn start(folder: &Path, agent: SocketAddr, webhook: SocketAddr) -> Self {
+        let alertmanager = free_port().await;
+        let config = format!(
+            "route: {{receiver: hook, group_by: ['...'], group_wait: 100ms, group_interval: 1s, repeat_interval: 1h}}\n\
+             receivers: [{{name: hook, webhook_configs: [{{url: 'http://{webhook}/', send_resolved: true}}]}}]\n"
+        );
+        fs::write(folder.join("alertmanager.yml"), config).unwrap();
+        let first = Process::start(
+            &["prometheus-alertmanager", "alertmanager"],
+            &[
+                "--config.file=alertmanager.yml",
+                "--storage.path=alertmanager",
+                "--cluster.listen-address=",
+                &format!("--web.listen-address={alertmanager}"),
+            ],
+            folder,
+        );
+        fs::write(folder.join("weir.rules.yaml"), hasty_rules()).unwrap();
+        let config = format!(
+            "global: {{scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 500ms}}\n\
+             rule_files: [weir.rules.yaml]\n\
+             alerting: {{alertmanagers: [{{static_configs: [{{targets: ['{alertmanager}']}}]}}]}}\n\
+             scrape_configs: [{{job_name: weir, static_configs: [{{targets: ['{agent}'], labels: {{node: worker-1}}}}]}}]\n"
+        );
+        fs::write(folder.join("prometheus.yml"), config).unwrap();
+        let prometheus = free_port().await;
+        let second = Process::start(
+            &["prometheus"],
+            &[
+                "--config.file=prometheus.yml",
+                "--storage.tsdb.path=data",
+                &format!("--web.listen-address={prometheus}"),
+            ],
+            folder,
+        );
+        Self { prometheus, _processes: [first, second] }
+    }
 }
 
 /// The shipped rules with no more than a second to wait.
@@ -194,7 +214,9 @@ impl Process {
     fn start(programs: &[&str], arguments: &[&str], folder: &Path) -> Self {
         for program in programs {
             let log = File::create(folder.join(format!("{program}.log"))).unwrap();
-            let mut command = Command::new(program);
+            // `cargo xtask setup` unpacks them there.
+            let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/bin").join(program);
+            let mut command = Command::new(if own.is_file() { own } else { (*program).into() });
             command.args(arguments).current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
             match command.spawn() {
                 Ok(child) => return Self(child),

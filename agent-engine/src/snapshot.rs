@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::attempt::Outcome;
 use crate::cluster::{Key, Kind, Origin};
 use crate::observation::{DropClass, Owner, Tuple};
-use crate::policy::Side;
+use crate::policy::{Admission, Side};
 use crate::requirement::Severity;
 use crate::time::Time;
 use crate::verdict::State;
@@ -54,6 +54,97 @@ pub struct Snapshot {
     pub unattributed_attempts: u64,
     /// Newest transitions, newest last; bounded.
     pub transitions: Vec<Transition>,
+    /// Policies that are not enforced yet and judged all the same; absent where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidates: Option<CandidatesView>,
+    /// Attempts between known ends that belong to no required flow, by ends, protocol and port; bounded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub traffic: Vec<TrafficView>,
+}
+
+/// Policies that are not enforced yet, and what enforcing them would change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CandidatesView {
+    /// Each of them, by name.
+    pub policies: Vec<CandidatePolicy>,
+    /// Required flows between two workloads that they would deny and today's policies don't.
+    pub breaks: u64,
+    /// Required flows between two workloads that they would open.
+    pub opens: u64,
+    /// Observed traffic of no required flow that they would deny and today's policies don't.
+    pub traffic_breaks: u64,
+}
+
+/// One candidate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CandidatePolicy {
+    /// `namespace/name`.
+    pub policy: String,
+    /// Enforced policies that it takes the place of, `namespace/name`, its own name included.
+    pub replaces: Vec<String>,
+    /// Where it was read: the file, or the ConfigMap.
+    pub source: String,
+}
+
+/// What enforcing the candidates does to a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Effect {
+    /// It is denied then, at least between some pods, and is not now.
+    Breaks,
+    /// It is denied now and not then.
+    Opens,
+    /// What is said of it stays the same.
+    Same,
+}
+
+/// What the policies would say with the candidates in force.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CandidateView {
+    /// What that changes.
+    pub effect: Effect,
+    /// The verdict of the policies.
+    pub admission: Admission,
+    /// Sides that would not admit.
+    pub directions: Vec<Direction>,
+    /// Policies, candidates among them, that would select the ends on the sides that would not admit.
+    pub policies: Vec<String>,
+    /// The source's side.
+    pub egress: Side,
+    /// The destination's side.
+    pub ingress: Side,
+    /// Instances that would not be admitted; bounded, see `not_admitted_count`.
+    pub not_admitted: Vec<InstanceView>,
+    /// How many would not.
+    pub not_admitted_count: usize,
+}
+
+/// Attempts between two ends that no required flow is between.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrafficView {
+    /// Who connects.
+    pub source: EndView,
+    /// To whom.
+    pub destination: EndView,
+    /// Transport.
+    pub protocol: Protocol,
+    /// The destination's pod port.
+    pub port: u16,
+    /// The newest instance.
+    pub instance: InstanceView,
+    /// How many.
+    pub attempts: u64,
+    /// How many of them succeeded.
+    pub established: u64,
+    /// When the last one was seen.
+    pub last: Time,
+    /// The same, nanoseconds since the Unix epoch; 0 where unknown.
+    pub last_unix_ns: i64,
+    /// What the policies say of the newest instance.
+    pub admission: Admission,
+    /// What they would say with the candidates in force, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<CandidateView>,
 }
 
 /// One end of a pair.
@@ -122,6 +213,9 @@ pub struct PairView {
     pub since_edit: Option<Edit>,
     /// Attempts seen of this pair since it is known.
     pub attempts: u64,
+    /// What the policies would say with the candidates in force, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<CandidateView>,
 }
 
 /// A concrete source and destination.

@@ -32,6 +32,7 @@ fn the_names_of_the_documentation_are_exported() {
     for name in [
         "weir_required_flow_denied",
         "weir_required_flow_state",
+        "weir_candidate_denied",
         "weir_required_flows",
         "weir_attempts_total",
         "weir_drops_total",

@@ -225,7 +225,7 @@ fn the_agent_reads_what_it_watches_and_writes_events() {
             ["get", "list", "watch"].map(|v| (group.to_owned(), plural.to_owned(), v.to_owned()))
         })
         .collect();
-    expected.insert((String::new(), "events".to_owned(), "create".to_owned()));
+    expected.insert(("events.k8s.io".to_owned(), "events".to_owned(), "create".to_owned()));
     let granted = permissions(&one("", "ClusterRole", "weir"));
     let missing: Vec<_> = expected.difference(&granted).collect();
     let idle: Vec<_> = granted.difference(&expected).collect();
@@ -239,6 +239,23 @@ fn the_agent_reads_what_it_watches_and_writes_events() {
         assert_eq!(role["metadata"]["namespace"], maps.namespace.as_str());
         assert!(maps.name.as_deref().is_some_and(|n| names.contains(&n)), "{maps:?}");
     }
+}
+
+/// What is switched off needs no permission, and what is switched on has it.
+#[test]
+fn candidates_and_events_are_granted_where_they_are_used() {
+    let args =
+        |over: &str| one(over, "DaemonSet", "weir")["spec"]["template"]["spec"]["containers"][0]["args"].to_string();
+    let role = one("", "Role", "weir-candidates");
+    let namespace = role["metadata"]["namespace"].as_str().unwrap();
+    assert!(args("").contains(&format!("--candidates-from={namespace}")) && !args("").contains("--no-events"));
+    let get = |verb: &str| (String::new(), "configmaps".to_owned(), verb.to_owned());
+    assert_eq!(permissions(&role), ["get", "list", "watch"].map(get).into());
+
+    let off = "{agent: {candidates: false, events: false}}";
+    assert!(!args(off).contains("candidates") && args(off).contains("--no-events"));
+    assert!(objects(off).iter().all(|o| o["metadata"]["name"] != "weir-candidates"));
+    assert!(permissions(&one(off, "ClusterRole", "weir")).iter().all(|(_, resource, _)| resource != "events"));
 }
 
 #[test]

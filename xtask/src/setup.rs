@@ -1,6 +1,6 @@
 //! Installs what building the probes and testing need, and nothing twice.
 //!
-//! Packages come from the distribution; bpf-linker and promtool go below `target/tools`, so that neither the user's cargo
+//! Packages come from the distribution; bpf-linker, promtool, Prometheus and Alertmanager go below `target/tools`, so that neither the user's cargo
 //! folder nor the machine's services change (the package `prometheus` would start a server). Exit codes: 0 all there,
 //! 1 something is missing (`--check` only), 2 it could not be installed: the commands to type are on stdout.
 
@@ -40,11 +40,11 @@ enum How {
     Packages(&'static [&'static str]),
     /// `cargo install` below `target/tools`.
     Linker,
-    /// One file of a distribution package, below `target/tools`.
-    Promtool,
+    /// Files of a distribution package, below `target/tools`.
+    Unpacked(&'static str, &'static [&'static str]),
 }
 
-const NEEDS: [Need; 8] = [
+const NEEDS: [Need; 10] = [
     Need { name: "C compiler", why: "linking", found: || program("cc"), how: How::Packages(&["build-essential"]) },
     Need {
         name: "probe compiler",
@@ -67,7 +67,24 @@ const NEEDS: [Need; 8] = [
         how: How::Packages(&["iptables"]),
     },
     Need { name: "bpf-linker", why: "linking the probes", found: linker, how: How::Linker },
-    Need { name: "promtool", why: "checking the metrics text", found: promtool, how: How::Promtool },
+    Need {
+        name: "prometheus",
+        why: "checking the metrics text; alerts end to end",
+        found: || tools::tool("promtool").and(tools::tool("prometheus")),
+        how: How::Unpacked("prometheus", &["promtool", "prometheus"]),
+    },
+    Need {
+        name: "alertmanager",
+        why: "alerts end to end",
+        found: || tools::tool("prometheus-alertmanager"),
+        how: How::Unpacked("prometheus-alertmanager", &["prometheus-alertmanager"]),
+    },
+    Need {
+        name: "runc",
+        why: "the shipped security context for real",
+        found: || program("runc"),
+        how: How::Packages(&["runc"]),
+    },
 ];
 
 impl Setup {
@@ -121,7 +138,7 @@ fn install(wanted: fn(&Need) -> bool) -> Result<bool> {
     let packages: Vec<_> = missing()
         .flat_map(|need| match need.how {
             How::Packages(packages) => packages.to_vec(),
-            How::Linker | How::Promtool => Vec::new(),
+            How::Linker | How::Unpacked(..) => Vec::new(),
         })
         .collect();
     if !packages.is_empty() && !install_packages(&packages)? {
@@ -131,7 +148,7 @@ fn install(wanted: fn(&Need) -> bool) -> Result<bool> {
         match need.how {
             How::Packages(_) => bail!("`{}` is still missing after installing its packages", need.name),
             How::Linker => install_linker()?,
-            How::Promtool => install_promtool().context("fetching promtool")?,
+            How::Unpacked(package, files) => unpack(package, files).with_context(|| format!("unpacking {package}"))?,
         }
     }
     Ok(true)
@@ -140,7 +157,7 @@ fn install(wanted: fn(&Need) -> bool) -> Result<bool> {
 fn install_packages(packages: &[&str]) -> Result<bool> {
     if !tools::on_path("apt-get") {
         println!(
-            "# Not Debian or Ubuntu. Install by your own means: a C compiler, nftables, iproute2, LLVM 22 with headers"
+            "# Not Debian or Ubuntu. Install by your own means: a C compiler, nftables, iproute2, iptables, runc, LLVM 22 with headers"
         );
         println!("# (then LLVM_PREFIX=… cargo xtask setup), and a compiler for the probes:");
         println!("rustup toolchain install nightly --profile minimal --component rust-src");
@@ -198,29 +215,32 @@ fn install_linker() -> Result<()> {
     Ok(())
 }
 
-/// Unpacks one file of the package instead of installing it: installed, it would start a server.
-fn install_promtool() -> Result<()> {
+/// Unpacks programs of a package instead of installing it: installed, it would start a server.
+fn unpack(package: &str, programs: &[&str]) -> Result<()> {
     if !tools::on_path("apt-get") {
-        println!("# promtool: install Prometheus by your own means, or go without: its check is then skipped");
+        println!("# {package}: install it by your own means, or go without: what needs it is then skipped");
         bail!("no apt-get");
     }
-    if !has_candidate("prometheus") {
+    if !has_candidate(package) {
         tools::run(apt().arg("update"))?;
     }
-    let folder = tools::target().join("tools/promtool");
+    let folder = tools::target().join("tools/unpacked").join(package);
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder)?;
     // apt would want to write as its own user, who cannot enter a private folder.
-    tools::run(apt().args(["download", "-o", "APT::Sandbox::User=root", "prometheus"]).current_dir(&folder))?;
-    let package = fs::read_dir(&folder)?
+    tools::run(apt().args(["download", "-o", "APT::Sandbox::User=root", package]).current_dir(&folder))?;
+    let archive = fs::read_dir(&folder)?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
         .context("apt-get download left no package")?;
-    tools::run(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&folder))?;
+    tools::run(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(&folder))?;
     let bin = tools::target().join("tools/bin");
     fs::create_dir_all(&bin)?;
-    fs::copy(folder.join("usr/bin/promtool"), bin.join("promtool")).context("usr/bin/promtool")?;
+    for program in programs {
+        fs::copy(folder.join("usr/bin").join(program), bin.join(program))
+            .with_context(|| format!("usr/bin/{program}"))?;
+    }
     fs::remove_dir_all(&folder)?;
     Ok(())
 }
@@ -232,9 +252,4 @@ fn program(name: &str) -> Option<String> {
 fn linker() -> Option<String> {
     let path = tools::bpf_linker();
     tools::output(&path, &["--version"]).filter(|version| version.contains(LINKER_VERSION))
-}
-
-fn promtool() -> Option<String> {
-    let own = tools::target().join("tools/bin/promtool");
-    if own.is_file() { Some(own.display().to_string()) } else { program("promtool") }
 }

@@ -18,7 +18,7 @@ pub struct Test {
 }
 
 /// Test targets that make network namespaces and attach probes; they run one after the other, with the machine to themselves.
-const ROOT_TARGETS: [&str; 4] = ["harness", "cni", "probes", "e2e"];
+const ROOT_TARGETS: [&str; 5] = ["harness", "cni", "probes", "e2e", "live"];
 
 /// Programs that the test target `alerts` starts.
 const ALERT_PROGRAMS: [&str; 2] = ["prometheus", "prometheus-alertmanager"];
@@ -65,9 +65,9 @@ impl Test {
             root.args(["--test", target]);
         }
         tally.cargo_test(&mut root, filter.as_deref(), 1)?;
-        if ALERT_PROGRAMS.iter().all(|program| tools::on_path(program)) {
+        if ALERT_PROGRAMS.iter().all(|program| tools::tool(program).is_some()) {
             let mut alerts = tools::cargo();
-            alerts.args(["test", "--package", "weir-tests", "--features", "alerts", "--test", "alerts"]);
+            alerts.args(["test", "--package", "weir-tests", "--features", "alerts,root", "--test", "alerts"]);
             tally.cargo_test(&mut alerts, filter.as_deref(), 1)?;
         } else {
             tally.skip(format!("alerts end to end: {} are not installed", ALERT_PROGRAMS.join(" and ")));

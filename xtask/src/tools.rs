@@ -89,6 +89,12 @@ pub fn on_path(program: &str) -> bool {
     folders.into_iter().any(|folder| folder.join(program).is_file())
 }
 
+/// A program that `setup` unpacked, or that is on the path.
+pub fn tool(name: &str) -> Option<String> {
+    let own = target().join("tools/bin").join(name);
+    if own.is_file() { Some(own.display().to_string()) } else { on_path(name).then(|| name.to_owned()) }
+}
+
 /// As one would type it.
 pub fn show(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];

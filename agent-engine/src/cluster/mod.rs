@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub use admin::AdminPolicy;
 pub use labels::Labels;
 pub use object::{Key, Kind, Object, ObjectError, Origin};
-pub use pod::{ContainerPort, Phase, Pod};
+pub use pod::{ContainerPort, Phase, Pod, SETTINGS};
 pub use service::{EndpointSlice, Service, ServicePort, TargetPort};
 
 use intern::Interner;

@@ -23,6 +23,13 @@ pub enum Input {
         /// Which one.
         key: Key,
     },
+    /// All candidates of one source: NetworkPolicies that are not enforced.
+    Candidates {
+        /// The file or ConfigMap. A later input with the same source takes the place of this one.
+        source: String,
+        /// As Kubernetes writes them.
+        policies: Vec<serde_json::Value>,
+    },
     /// Who has an address was looked up; the objects found have been applied before. Only with
     /// [`Settings::lookups`](super::Settings::lookups).
     Answered {

@@ -1,13 +1,17 @@
 //! The engine: wiring only. Inputs with their time in, transitions and snapshots out.
 
 mod attribute;
+#[cfg(test)]
+mod candidate_tests;
+mod candidates;
+#[cfg(test)]
+mod every_flow;
 mod held;
 mod input;
 mod settings;
 #[cfg(test)]
-mod every_flow;
-#[cfg(test)]
 mod tests;
+mod traffic;
 mod view;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -16,16 +20,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attribute::{Attribution, Target, World};
+use candidates::Candidates;
+pub use candidates::{Candidate, REPLACES};
 use held::{Held, Waiting};
 pub use input::Input;
 pub use settings::{Settings, WATCHED_PORTS};
+use traffic::Traffic;
 
 use crate::attempt::{Attempt, Attempts, Outcome};
 use crate::cluster::{Change, Cluster, Key, Kind, Object, ObjectError, Origin};
 use crate::identity::{Identity, Peer};
 use crate::ledger::{Dirty, Ledger, NO_FLOW, Spans, is_policy};
 use crate::observation::Observation;
-use crate::policy::{Admission, Endpoint, Flow, Policies};
+use crate::policy::{Admission, Decision, Endpoint, Flow, Policies};
 use crate::requirement::{Catalogue, End, Pair, PortSource, Resolver, Role};
 use crate::snapshot::Edit;
 pub use crate::snapshot::{Snapshot, Transition};
@@ -44,6 +51,8 @@ pub struct Engine {
     settings: Settings,
     cluster: Cluster,
     policies: Policies,
+    candidates: Candidates,
+    traffic: Traffic,
     identity: Identity,
     resolver: Resolver,
     attempts: Attempts,
@@ -81,6 +90,8 @@ impl Engine {
         Self {
             cluster: Cluster::default(),
             policies: Policies::new(settings.profile),
+            candidates: Candidates::default(),
+            traffic: Traffic::new(settings.max_learnt),
             identity: if settings.lookups { Identity::with_lookups() } else { Identity::default() },
             resolver: Resolver::new(catalogue, settings.max_learnt),
             attempts: Attempts::new(settings.max_attempts),
@@ -105,6 +116,10 @@ impl Engine {
         match input {
             Input::Apply { object, origin } => self.apply(now, Object::from_value(object)?, origin),
             Input::Delete { key } => self.delete(now, &key),
+            Input::Candidates { source, policies } => {
+                let read = policies.into_iter().map(Candidate::from_value).collect::<Result<_, _>>()?;
+                self.candidates(now, &source, read);
+            }
             Input::Observe(observation) => self.observe(now, &observation),
             Input::Answered { address, somebody } => self.answered(now, address, somebody),
             Input::Lost { stage, count } => self.lost(now, &stage, count),
@@ -143,6 +158,23 @@ impl Engine {
         }
         let change = self.cluster.delete(key);
         self.follow(now, &change, key, origin.unwrap_or_default());
+    }
+
+    /// Takes over all candidates of one source: policies that are not enforced, and by which everything is judged a second time.
+    /// The same as [`Input::Candidates`].
+    pub fn candidates(&mut self, now: Time, source: &str, policies: Vec<Candidate>) {
+        self.handle_timeout(now);
+        if self.candidates.set(&self.cluster, self.settings.profile, source, policies) {
+            self.dirty.all = true;
+            self.judge_at = self.judge_at.or(Some(now.plus(DEBOUNCE)));
+        }
+    }
+
+    /// What the policies say of a flow, and what they would say with the candidates in force; none without candidates.
+    #[must_use]
+    pub fn decide_twice(&self, flow: &Flow) -> Option<(Admission, Decision)> {
+        let candidates = self.candidates.policies()?;
+        Some((self.policies.admits(&self.cluster, flow), candidates.decide(&self.cluster, flow)))
     }
 
     /// Takes in what the kernel did; the same as [`Input::Observe`].
@@ -214,6 +246,7 @@ impl Engine {
         }
         if self.tick_at.is_some_and(|at| at <= now) {
             self.identity.expire(now);
+            self.traffic.expire(now, self.settings.learnt_for);
             if self.resolver.expire(now, self.settings.learnt_for) {
                 self.dirty.topology = true;
                 self.judge_at = self.judge_at.or(Some(now));
@@ -277,6 +310,7 @@ impl Engine {
             Change::Deleted(_) => true,
         };
         self.policies.update(&self.cluster, change);
+        self.candidates.update(&self.cluster, change, key.kind);
         self.identity.update(&self.cluster, change, now);
         self.dirty.topology |= self.resolver.update(&self.cluster, change);
         match key.kind {
@@ -318,7 +352,9 @@ impl Engine {
             }
         }
         let watched = &self.watched;
-        self.ledger.update(now, cluster, &self.policies, pairs, &dirty, |pair| observable(cluster, watched, pair));
+        let candidates = self.candidates.policies();
+        self.ledger
+            .update(now, cluster, &self.policies, candidates, pairs, &dirty, |pair| observable(cluster, watched, pair));
         self.drain(now);
     }
 
@@ -360,6 +396,7 @@ impl Engine {
                     self.queue.push_front(Waiting { attempt, until });
                     return;
                 }
+                self.traffic.record(now, (&source, &destination), protocol, port, &attempt);
             }
             Attribution::Pairs(targets) => {
                 if let Some(first) = targets.first() {

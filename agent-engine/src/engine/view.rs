@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Engine;
+use super::{Engine, candidates};
 use crate::cluster::Kind;
 use crate::ledger::{Conditions, Entry, Instance, Seen, end_view, endpoint, evidence_line, unix_ns};
 use crate::snapshot::{EvidenceView, InstanceView, ObjectCount, Overflow, PairView, Snapshot, StateCount, VERSION};
@@ -28,6 +28,9 @@ impl Engine {
         // Stable: entries come by flow, source, destination, protocol and port.
         pairs.sort_by_key(|p| p.state);
         let counters = &self.ledger.counters;
+        let traffic =
+            self.traffic.view(&self.cluster, &self.policies, self.candidates.policies(), self.settings.wall_offset_ns);
+        let candidates = self.candidates.view(&self.cluster, &pairs, &traffic);
         Snapshot {
             version: VERSION,
             at: now,
@@ -53,6 +56,8 @@ impl Engine {
             pending_attempts: self.attempts.len(),
             unattributed_attempts: counters.unattributed,
             transitions: self.ledger.recent().cloned().collect(),
+            candidates,
+            traffic,
         }
     }
 
@@ -100,6 +105,7 @@ impl Engine {
             evidence: seen.map(|(i, seen)| evidence(i, seen, wall(seen.attempt.at))),
             since_edit: entry.since_edit.clone(),
             attempts: entry.attempts,
+            candidate: entry.candidate.as_ref().map(|c| candidates::view(&entry.judged, c)),
         }
     }
 }

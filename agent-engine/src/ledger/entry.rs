@@ -48,6 +48,8 @@ pub struct Entry {
     pub pair: Pair,
     /// What the policies say.
     pub judged: Judged,
+    /// What they would say with the candidates in force, where there are any.
+    pub candidate: Option<Judged>,
     /// Since when they say so; evidence from before proves nothing.
     pub decided: Time,
     /// Until when a disagreement is put down to lag.
@@ -74,6 +76,7 @@ impl Entry {
         Self {
             pair,
             judged,
+            candidate: None,
             decided: Time(0),
             settled: Time(0),
             since_edit: None,

@@ -170,13 +170,15 @@ impl Ledger {
         }
     }
 
-    /// Takes over the pairs that exist now and judges those that a change touches. `observable` says whether attempts of a
-    /// pair can be seen here.
+    /// Takes over the pairs that exist now and judges those that a change touches, by the policies and by the candidates.
+    /// `observable` says whether attempts of a pair can be seen here.
+    #[expect(clippy::too_many_arguments, reason = "what changed and what judges it")]
     pub fn update(
         &mut self,
         now: Time,
         cluster: &Cluster,
         policies: &Policies,
+        candidates: Option<&Policies>,
         pairs: Option<BTreeMap<PairKey, Pair>>,
         dirty: &Dirty,
         observable: impl Fn(&Pair) -> Result<(), String>,
@@ -185,11 +187,13 @@ impl Ledger {
         let mut old = std::mem::take(&mut self.entries);
         let pairs = pairs.unwrap_or_else(|| old.iter().map(|(k, e)| (k.clone(), e.pair.clone())).collect());
         self.overflow = u64::try_from(pairs.len().saturating_sub(self.max_pairs)).unwrap_or(u64::MAX);
+        let tried = |pair: &Pair| candidates.and_then(|policies| Judged::new(cluster, policies, pair));
         for (key, pair) in pairs.into_iter().take(self.max_pairs) {
             let entry = match old.remove(&key) {
                 Some(entry) if entry.pair == pair && !dirty.touches(&key) => Some(entry),
                 Some(mut entry) => Judged::new(cluster, policies, &pair).map(|judged| {
                     entry.observable = observable(&pair);
+                    entry.candidate = tried(&pair);
                     entry.pair = pair;
                     if self.synced && judged.admission != entry.judged.admission {
                         entry.since_edit = edit_of(&dirty.edits, &entry.judged, &judged);
@@ -199,7 +203,10 @@ impl Ledger {
                 }),
                 None => Judged::new(cluster, policies, &pair).map(|judged| {
                     let observable = observable(&pair);
-                    Entry::new(pair, judged, observable, now)
+                    let candidate = tried(&pair);
+                    let mut entry = Entry::new(pair, judged, observable, now);
+                    entry.candidate = candidate;
+                    entry
                 }),
             };
             if let Some(entry) = entry {

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use super::admin;
 use super::decision::Tier;
@@ -37,6 +38,8 @@ pub(super) struct Index {
     counts: Map<Selector, Count>,
     /// Pod addresses by family: which of them the cluster has.
     families: [usize; 2],
+    /// Policies that stand in for the cluster's of the same name; none where that one is taken away.
+    overlay: BTreeMap<Name, Option<Arc<NetworkPolicy>>>,
 }
 
 /// A selector of namespaces in use.
@@ -80,6 +83,14 @@ impl Index {
         });
         cluster.services().for_each(|s| self.sync_service(cluster, &s.name));
         cluster.all_pods().for_each(|p| self.sync_pod(cluster, &p.name));
+    }
+
+    /// Puts policies in place of the cluster's, and takes back what was put there before.
+    pub fn overlay(&mut self, cluster: &Cluster, overlay: BTreeMap<Name, Option<Arc<NetworkPolicy>>>) {
+        let old = std::mem::replace(&mut self.overlay, overlay);
+        let differs = |name: &&Name| old.get(*name) != self.overlay.get(*name);
+        let names: BTreeSet<Name> = old.keys().chain(self.overlay.keys()).filter(differs).cloned().collect();
+        names.iter().for_each(|name| self.sync_policy(cluster, name));
     }
 
     pub fn update(&mut self, cluster: &Cluster, change: &Change) {
@@ -301,12 +312,15 @@ impl Index {
     }
 
     fn sync_policy(&mut self, cluster: &Cluster, name: &Name) {
-        let new = cluster.policy(name);
+        let new = match self.overlay.get(name) {
+            Some(other) => other.clone(),
+            None => cluster.policy(name).map(|p| p.object.clone()),
+        };
         if new.is_none() && !self.space_ids.contains_key(&name.namespace) {
             return;
         }
         let id = self.take_space(cluster, &name.namespace);
-        let lowered = new.map(|p| Arc::new(Lowered::network_policy(name.clone(), &p.object, &mut self.symbols)));
+        let lowered = new.map(|p| Arc::new(Lowered::network_policy(name.clone(), &p, &mut self.symbols)));
         if let Some(lowered) = &lowered {
             self.take_selectors(lowered, Some(id));
         }

@@ -34,7 +34,13 @@ pub use service::{Backend, ServiceDecision};
 use decide::Judge;
 use index::Index;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+
 use crate::cluster::{Change, Cluster};
+use crate::words::Name;
 
 /// The policies of a cluster, indexed. Follows the cluster change by change.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +81,12 @@ impl Policies {
     /// Takes in one change of the cluster.
     pub fn update(&mut self, cluster: &Cluster, change: &Change) {
         self.index.update(cluster, change);
+    }
+
+    /// Judges from now on as if these policies stood in the cluster in place of those of the same name; with none, as if there
+    /// were none of that name. Replaces what was put there before.
+    pub fn overlay(&mut self, cluster: &Cluster, policies: BTreeMap<Name, Option<Arc<NetworkPolicy>>>) {
+        self.index.overlay(cluster, policies);
     }
 
     /// Judges a flow, with reasons.

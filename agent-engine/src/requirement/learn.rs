@@ -34,6 +34,23 @@ pub struct SeenEnd {
     pub address: IpAddr,
 }
 
+impl SeenEnd {
+    /// The workload, or what it is where it is none; nothing for what cannot be told.
+    #[must_use]
+    pub fn end(&self) -> Option<End> {
+        end_of(self, None)
+    }
+
+    /// As policies judge it.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        match &self.peer {
+            Peer::Pod { name, .. } => Some(Endpoint::Pod { name: name.clone(), address: Some(self.address) }),
+            _ => endpoint_of(self),
+        }
+    }
+}
+
 impl Resolver {
     /// Takes in an attempt that belongs to no pair yet; says whether there is a new pair now.
     pub fn learn(

@@ -1,7 +1,11 @@
 //! `weir check`.
 
+mod connections;
+mod traffic;
+
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 use weir_engine::check::{self, Options};
 use weir_engine::requirement::Severity;
@@ -19,6 +23,11 @@ pub struct Check {
     #[command(flatten)]
     source: Source,
 
+    /// Take the policies of -f for candidates: tell what they would break of what an agent has observed. FILE is a recording
+    /// (weir run --record), or a snapshot (weir status --output json --all, /snapshot) together with --cluster
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["fail_on", "strict", "mutate", "all"])]
+    traffic: Option<PathBuf>,
+
     /// How to print
     #[arg(long, short, value_enum, value_name = "FORMAT", default_value_t)]
     output: Format,
@@ -32,8 +41,8 @@ pub struct Check {
     strict: bool,
 
     /// Connections that were seen, so that application traffic is judged too: an agent's snapshot, or a list (see docs/flows.md)
-    #[arg(long, value_name = "FILE")]
-    traffic: Vec<PathBuf>,
+    #[arg(long, value_name = "FILE", conflicts_with = "traffic")]
+    connections: Vec<PathBuf>,
 
     /// Delete each rule in turn and tell which required flows close
     #[arg(long)]
@@ -47,6 +56,7 @@ pub struct Check {
 const EXAMPLES: &str = "Examples:
   weir check -f policies/ --cluster cluster.yaml
   helm template my-mesh | weir check -f - --cluster cluster.yaml --output sarif > weir.sarif
+  weir check --traffic recording.jsonl -f candidates/
 
 A cluster's objects: kubectl get ns,no,po,svc,endpointslices,netpol -A -o yaml > cluster.yaml
 
@@ -92,9 +102,16 @@ impl From<FailOn> for Severity {
 impl Check {
     /// Reads, judges, prints.
     pub fn run(self) -> anyhow::Result<Exit> {
-        let Self { source, output, fail_on, strict, traffic, mutate, all } = self;
+        let Self { source, traffic, connections, output, fail_on, strict, mutate, all } = self;
+        if let Some(traffic) = traffic {
+            return match output {
+                Format::Table => traffic::run(&traffic, &source, false),
+                Format::Json => traffic::run(&traffic, &source, true),
+                Format::Sarif | Format::Junit | Format::Markdown => bail!("--traffic prints as table or json"),
+            };
+        }
         let mut loaded = source.load()?;
-        super::traffic::observe(&traffic, &mut loaded.model)?;
+        connections::observe(&connections, &mut loaded.model)?;
         let options = Options { profile: source.reading.engine, mutate, ..Options::default() };
         let report = check::check(&loaded.model, &options);
         let checked = Checked::new(report, loaded.inputs, fail_on.into(), strict);

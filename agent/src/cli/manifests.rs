@@ -41,6 +41,9 @@ pub struct Reading {
     pub engine: Profile,
 }
 
+/// Objects and where each was read.
+pub type Objects = Vec<(Object, Origin)>;
+
 /// Objects with what was wrong with their files.
 pub struct Loaded {
     /// The objects and all that follows from them.
@@ -65,6 +68,19 @@ impl Source {
             bail!("ConfigMap {name} is no catalogue of flows: {error}");
         }
         Ok(Loaded { model, inputs })
+    }
+
+    /// What -f names, what --cluster names, and whether any of it could not be read.
+    ///
+    /// # Errors
+    /// When a named path cannot be read.
+    pub fn parts(&self) -> anyhow::Result<(Objects, Objects, bool)> {
+        one_standard_input(self.files.iter().chain(&self.cluster))?;
+        let mut inputs = Inputs::default();
+        let files = read(&self.files, &mut inputs)?;
+        let cluster = read(&self.cluster, &mut inputs)?;
+        let incomplete = inputs.problems.iter().any(|p| p.severity == manifests::Severity::Error);
+        Ok((files, cluster, incomplete))
     }
 
     /// The arguments as a shell would read them.

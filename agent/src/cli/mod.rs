@@ -15,7 +15,6 @@ mod replay;
 mod run;
 mod status;
 mod table;
-mod traffic;
 mod usage;
 
 use std::process::ExitCode;

@@ -11,7 +11,7 @@ use weir_engine::engine::{Settings, WATCHED_PORTS};
 
 use super::Exit;
 use super::manifests::own_flows;
-use crate::cluster::watch;
+use crate::cluster::{candidates, watch};
 use crate::outputs::log::{self, LogFormat};
 use crate::outputs::socket;
 use crate::run::{self, Config, Kernel, Source, record};
@@ -33,6 +33,19 @@ pub struct Run {
     /// Pods to watch: those of --node and what many flows lead to, others looked up when met; or all, for small clusters
     #[arg(long, value_enum, value_name = "WHICH", default_value_t = WhichPods::Own)]
     pods: WhichPods,
+
+    /// File or folder with NetworkPolicies that are not enforced yet: shows what they would break; re-read when it changes.
+    /// Repeatable
+    #[arg(long, num_args = 1.., value_name = "PATH")]
+    candidate: Vec<PathBuf>,
+
+    /// Namespace whose ConfigMaps with the label weir.io/candidates=true hold such policies too, in any of their keys
+    #[arg(long, value_name = "NAMESPACE", conflicts_with = "manifests", value_parser = NonEmptyStringValueParser::new())]
+    candidates_from: Option<String>,
+
+    /// Do not write Kubernetes Events on pods whose required flows are denied
+    #[arg(long)]
+    no_events: bool,
 
     /// Destination ports to watch
     #[arg(long, value_delimiter = ',', value_name = "PORT,…", default_values_t = WATCHED_PORTS, hide_default_value = true,
@@ -92,13 +105,14 @@ enum WhichPods {
 const EXAMPLES: &str = "Examples:
   weir run --manifests cluster.yaml policies/
   weir run --manifests /etc/weir/objects --listen 0.0.0.0:15099 --log-format json
-  weir run --kubeconfig ~/.kube/config --node worker-1";
+  weir run --kubeconfig ~/.kube/config --node worker-1
+  weir run --kubeconfig ~/.kube/config --node worker-1 --candidate policies/next/";
 
 impl Run {
     /// Runs until told to stop.
     pub fn run(self) -> anyhow::Result<Exit> {
-        let Self { manifests, kubeconfig, pods, ports, flows, listen, socket, .. } = self;
-        let Self { window, grace, mut node, btf, log_format, record, record_limit, .. } = self;
+        let Self { manifests, kubeconfig, pods, candidate, candidates_from, no_events, ports, flows, .. } = self;
+        let Self { listen, socket, window, grace, mut node, btf, log_format, record, record_limit, .. } = self;
         log::init(log_format)?;
         let (_, flows) = own_flows(&flows)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -110,14 +124,16 @@ impl Run {
             if node.is_empty() {
                 node.extend(std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty()));
             }
-            let settings = Box::new(watched(pods, &node)?);
+            let mut settings = Box::new(watched(pods, &node)?);
+            settings.config_maps.extend(candidates_from.map(candidates::config_maps));
             let config = Box::new(runtime.block_on(run::connection(kubeconfig.as_deref()))?);
             Source::Kubernetes { config, settings }
         } else {
             Source::Manifests(manifests)
         };
         let settings = Settings { window, grace, watched_ports: ports, nodes: node, flows, ..Settings::default() };
-        let config = Config { source, listen, socket, settings, record, record_limit };
+        let (candidates, events) = (candidate, !no_events);
+        let config = Config { source, candidates, events, listen, socket, settings, record, record_limit };
         let load = |settings: &Settings| Ok(Kernel::load(settings.watched_ports.iter().copied(), btf)?);
         runtime.block_on(run::run(config, load))?;
         Ok(Exit::Fine)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use weir_engine::cluster::{Key, Kind, Object, Origin};
 
@@ -37,6 +38,8 @@ pub enum Change {
     Health(Health),
     /// Manifests were read.
     Read(Reading),
+    /// All candidates of one source: policies that are not enforced.
+    Candidates(Candidates),
 }
 
 /// What manifests hold besides objects.
@@ -48,6 +51,17 @@ pub struct Reading {
     pub ignored: BTreeMap<String, usize>,
     /// Files known.
     pub files: usize,
+}
+
+/// What a source of candidates holds.
+#[derive(Clone, Debug)]
+pub struct Candidates {
+    /// The file, or the ConfigMap; what it held before is forgotten.
+    pub source: Arc<str>,
+    /// The policies.
+    pub policies: Vec<NetworkPolicy>,
+    /// What is wrong with it.
+    pub problems: Vec<Problem>,
 }
 
 /// An object as Kubernetes writes it, as far as it was kept; what a recording holds.

@@ -1,5 +1,6 @@
 //! Where cluster objects come from.
 
+pub mod candidates;
 pub mod change;
 pub mod manifests;
 pub mod watch;

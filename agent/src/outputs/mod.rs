@@ -1,6 +1,7 @@
 //! What leaves the agent: metrics, pages, the socket's answers, log lines. All of it reads [`View`]s; nothing here knows the
 //! engine.
 
+pub mod events;
 pub mod http;
 pub mod log;
 pub mod metrics;

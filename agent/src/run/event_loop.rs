@@ -9,16 +9,20 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
-use weir_engine::cluster::Kind;
-use weir_engine::engine::{Engine, Input};
+use weir_engine::cluster::{Kind, Pod};
+use weir_engine::engine::{Candidate, Engine, Input};
 use weir_engine::observation::Observation;
+use weir_engine::snapshot::EndView;
 use weir_engine::time::Time;
 use weir_engine::verdict::State;
+use weir_engine::words::Name;
 
 use super::{Clock, Recorder, maybe};
-use crate::cluster::change::{Change, Health, Reading, State as Part, to_value};
+use crate::cluster::candidates;
+use crate::cluster::change::{Candidates, Change, Health, Reading, State as Part, to_value};
 use crate::cluster::manifests::Problem;
 use crate::cluster::watch::Lookups;
+use crate::outputs::events::Events;
 use crate::outputs::{AgentView, PartView, ProbeView, View, log};
 
 /// Readers that come shortly after one another get the same view.
@@ -57,6 +61,9 @@ pub struct EventLoop<O> {
     recorder: Option<Recorder>,
     lost: Vec<(&'static str, u64)>,
     lookups: Option<Lookups>,
+    events: Option<Events>,
+    /// What was wrong with manifests, and with each source of candidates, when they were last read.
+    problems: BTreeMap<Arc<str>, Vec<Problem>>,
     /// How many ports are watched; they only ever become more.
     watched: usize,
     agent: AgentView,
@@ -74,6 +81,7 @@ impl<O: Observer> EventLoop<O> {
         observer: O,
         recorder: Option<Recorder>,
         lookups: Option<Lookups>,
+        events: Option<Events>,
     ) -> Self {
         let agent = AgentView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -88,6 +96,8 @@ impl<O: Observer> EventLoop<O> {
             recorder,
             lost: Vec::new(),
             lookups,
+            events,
+            problems: BTreeMap::new(),
             watched,
             agent,
             health: BTreeMap::new(),
@@ -103,6 +113,7 @@ impl<O: Observer> EventLoop<O> {
     pub async fn run(
         mut self,
         changes: &mut mpsc::Receiver<Change>,
+        mut candidates: Option<mpsc::Receiver<Change>>,
         mut requests: mpsc::Receiver<oneshot::Sender<Arc<View>>>,
         stop: impl Future<Output = ()>,
     ) -> anyhow::Result<()> {
@@ -121,6 +132,7 @@ impl<O: Observer> EventLoop<O> {
                     self.observe(&mut batch);
                 }
                 1.. = changes.recv_many(&mut changed, CHANGES) => changed.drain(..).for_each(|c| self.change(c)),
+                Some(change) = received(&mut candidates) => self.change(change),
                 Some(reader) = requests.recv() => self.show(reader),
                 () = maybe(timeout) => self.timeout(),
                 _ = tick.tick() => {
@@ -170,17 +182,25 @@ impl<O: Observer> EventLoop<O> {
                     }
                 }
                 let flows = object.key().kind == Kind::ConfigMap;
+                let candidates = candidates::of_config_map(&object);
                 self.engine.apply(now, object, origin);
                 if flows {
                     for (name, error) in self.engine.refused_flows() {
                         warn!(config_map = %name, %error, "flows of a ConfigMap are left out: it is no catalogue");
                     }
                 }
+                if let Some(candidates) = candidates {
+                    self.candidates(now, candidates);
+                }
             }
             Change::Delete(key) => {
                 self.note(now, || Input::Delete { key: key.clone() });
                 self.engine.delete(now, &key);
+                if let Some(nothing) = candidates::without(&key) {
+                    self.candidates(now, nothing);
+                }
             }
+            Change::Candidates(candidates) => self.candidates(now, candidates),
             Change::Answered { address, somebody } => {
                 self.note(now, || Input::Answered { address, somebody });
                 self.engine.answered(now, address, somebody);
@@ -194,13 +214,37 @@ impl<O: Observer> EventLoop<O> {
             }
             Change::Health(health) => self.health(health),
             Change::Read(Reading { problems, ignored, files }) => {
-                report(&self.agent.problems, &problems);
-                self.agent.problems = problems;
+                self.problems("manifests".into(), problems);
                 self.agent.ignored = ignored;
                 self.agent.files = files;
             }
         }
         self.latest = None;
+    }
+
+    /// Policies that are not enforced.
+    fn candidates(&mut self, now: Time, Candidates { source, policies, problems }: Candidates) {
+        self.problems(source.clone(), problems);
+        if self.recorder.is_some() {
+            let values: Result<Vec<_>, _> = policies.iter().map(serde_json::to_value).collect();
+            match values {
+                Ok(policies) => self.note(now, || Input::Candidates { source: source.to_string(), policies }),
+                Err(error) => {
+                    warn!(%error, "the recording ends here");
+                    self.recorder = None;
+                }
+            }
+        }
+        let policies = policies.into_iter().map(Candidate::new).collect();
+        self.engine.candidates(now, &source, policies);
+    }
+
+    /// What one source of objects is wrong with now.
+    fn problems(&mut self, source: Arc<str>, problems: Vec<Problem>) {
+        let before = self.problems.insert(source, problems.clone()).unwrap_or_default();
+        report(&before, &problems);
+        self.problems.retain(|_, problems| !problems.is_empty());
+        self.agent.problems = self.problems.values().flatten().cloned().collect();
     }
 
     /// The source itself logs what goes wrong; here is said that it is over.
@@ -277,6 +321,12 @@ impl<O: Observer> EventLoop<O> {
                 debug!(flow = &*transition.flow, to = transition.to.map(State::as_str), "pair");
             } else {
                 log::transition(&transition);
+                if let Some(events) = &mut self.events {
+                    let pod = [&transition.source, &transition.destination]
+                        .into_iter()
+                        .find_map(|end| own_pod(&self.engine, end));
+                    pod.into_iter().for_each(|pod| events.transition(&transition, &pod));
+                }
             }
         }
     }
@@ -298,6 +348,29 @@ impl<O: Observer> EventLoop<O> {
             self.recorder = None;
         }
     }
+}
+
+/// A pod of this agent's nodes behind one end of a pair.
+fn own_pod(engine: &Engine, end: &EndView) -> Option<Name> {
+    let nodes = &engine.settings().nodes;
+    let own = |node: &str| nodes.is_empty() || nodes.iter().any(|n| n == node);
+    let is_it = |pod: &&Pod| {
+        let workload = &pod.workload;
+        !pod.template
+            && !pod.finished()
+            && (&workload.name, &workload.kind) == (&end.workload, &end.workload_kind)
+            && pod.node.as_deref().is_some_and(own)
+    };
+    engine.cluster().pods_in(&end.namespace).find(is_it).map(|pod| pod.name.clone())
+}
+
+/// The next change of a source that may not be there, or may be over.
+async fn received(changes: &mut Option<mpsc::Receiver<Change>>) -> Option<Change> {
+    let change = maybe(changes.as_mut().map(mpsc::Receiver::recv)).await;
+    if change.is_none() {
+        *changes = None;
+    }
+    change
 }
 
 /// Logs what is new, and that all is well again.

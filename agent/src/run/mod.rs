@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tracing::{error, info};
 use weir_engine::engine::{Engine, Settings};
 
+use crate::outputs::events::Events;
 use crate::outputs::socket::{BindError, Socket};
 use crate::outputs::{Views, http};
 use crate::probes::host;
@@ -36,6 +37,10 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub struct Config {
     /// Where cluster objects come from.
     pub source: Source,
+    /// Files and folders with policies that are not enforced.
+    pub candidates: Vec<PathBuf>,
+    /// Whether transitions become Events on the pods that they are about.
+    pub events: bool,
     /// Where metrics and pages are served.
     pub listen: SocketAddr,
     /// Where the command line asks.
@@ -69,11 +74,14 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
     observe: impl FnOnce(&Settings) -> anyhow::Result<O>,
     stop: impl FnOnce() -> anyhow::Result<S>,
 ) -> anyhow::Result<()> {
-    let Config { source, listen, socket, mut settings, record, record_limit } = config;
+    let Config { source, candidates, events, listen, socket, mut settings, record, record_limit } = config;
     let clock = Clock::start();
     settings.wall_offset_ns = clock.wall_offset_ns();
 
     settings.lookups = source.looks_up();
+    let events = source.cluster().filter(|_| events).map(Events::start).transpose();
+    let events = events.context("cannot use the API server's certificates or credentials as they are configured")?;
+    let candidates = source::candidates(candidates)?;
     let mut source = source.start()?;
     // Until here a signal simply ends the process: there is nothing to clean up.
     let stopped = stop()?;
@@ -88,13 +96,13 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
 
     let (views, requests) = Views::channel();
     let lookups = source.lookups().filter(|_| settings.lookups);
-    let event_loop = EventLoop::new(Engine::new(settings), clock, observer, recorder, lookups);
+    let event_loop = EventLoop::new(Engine::new(settings), clock, observer, recorder, lookups, events);
     info!(version = env!("CARGO_PKG_VERSION"), http = %address, socket = %socket_path.display(), "weir runs");
 
     let (tell, told) = watch::channel(());
     let server = tokio::spawn(http::serve(listener, views.clone(), until_closed(told)));
     let ended = tokio::select! {
-        ended = event_loop.run(source.changes(), requests, stopped) => ended,
+        ended = event_loop.run(source.changes(), candidates, requests, stopped) => ended,
         never = socket.serve(views) => match never {},
     };
     drop(tell);

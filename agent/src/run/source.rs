@@ -7,6 +7,7 @@ use anyhow::{Context, anyhow, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::sync::mpsc;
 
+use crate::cluster::candidates::Files;
 use crate::cluster::change::{Change, Reading};
 use crate::cluster::manifests::{Keep, Severity, Update, Watch};
 use crate::cluster::watch::{self, Lookups, Pods};
@@ -43,6 +44,14 @@ impl Source {
         match self {
             Self::Manifests(_) => false,
             Self::Kubernetes { settings, .. } => settings.pods != Pods::All,
+        }
+    }
+
+    /// The API server that is followed.
+    pub(super) fn cluster(&self) -> Option<&kube::Config> {
+        match self {
+            Self::Manifests(_) => None,
+            Self::Kubernetes { config, .. } => Some(config),
         }
     }
 
@@ -149,6 +158,29 @@ fn follow(mut manifests: Watch, first: Update) -> mpsc::Receiver<Change> {
         }
     });
     changes
+}
+
+/// Follows the files of candidates like manifests; none where there are no paths.
+pub(super) fn candidates(paths: Vec<PathBuf>) -> anyhow::Result<Option<mpsc::Receiver<Change>>> {
+    if paths.is_empty() {
+        return Ok(None);
+    }
+    let (mut watch, first) = Watch::new(paths, Keep::Object)?;
+    let (send, changes) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        let mut files = Files::default();
+        let mut next = Some(first);
+        while !send.is_closed() {
+            if let Some(update) = next
+                && send.blocking_send(Change::Candidates(files.update(update))).is_err()
+            {
+                return;
+            }
+            std::thread::sleep(POLL);
+            next = watch.poll();
+        }
+    });
+    Ok(Some(changes))
 }
 
 fn said(update: Update) -> Vec<Change> {

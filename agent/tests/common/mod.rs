@@ -8,10 +8,11 @@ use weir::outputs::{AgentView, ProbeView, View, Views};
 use weir_engine::attempt::Outcome;
 use weir_engine::cluster::Kind;
 use weir_engine::observation::DropClass;
-use weir_engine::policy::{Selecting, Side};
+use weir_engine::policy::{Admission, Selecting, Side};
 use weir_engine::requirement::Severity;
 use weir_engine::snapshot::{
-    AttemptCount, DropCount, EndView, Latency, Loss, ObjectCount, Overflow, PairView, Snapshot, StateCount, VERSION,
+    AttemptCount, CandidateView, DropCount, Effect, EndView, Latency, Loss, ObjectCount, Overflow, PairView, Snapshot,
+    StateCount, VERSION,
 };
 use weir_engine::time::Time;
 use weir_engine::verdict::State;
@@ -55,6 +56,7 @@ pub fn pair(flow: &str, state: State, source: EndView, destination: EndView, por
         evidence: None,
         since_edit: None,
         attempts: 0,
+        candidate: None,
     }
 }
 
@@ -99,6 +101,8 @@ pub fn empty() -> View {
         pending_attempts: 0,
         unattributed_attempts: 0,
         transitions: Vec::new(),
+        candidates: None,
+        traffic: Vec::new(),
     };
     let probe = |name: &str, active| ProbeView {
         name: name.to_owned(),
@@ -124,6 +128,16 @@ pub fn busy() -> View {
         pair("sidecar-metrics", State::Failing, workload("monitoring", "prometheus"), workload("shop", "web"), 15020);
     failing.why = "refused: nobody listens on 15020".to_owned();
     failing.since = Time(10 * SECOND);
+    failing.candidate = Some(CandidateView {
+        effect: Effect::Breaks,
+        admission: Admission::NotAdmitted,
+        directions: vec![Direction::Ingress],
+        policies: vec!["shop/next-deny".to_owned()],
+        egress: Side::NotIsolated,
+        ingress: side(&["shop/next-deny"]),
+        not_admitted: Vec::new(),
+        not_admitted_count: 1,
+    });
     let mut webhook =
         pair("control-plane-webhook", State::AtRisk, workload("kube-system", "vpn-shoot"), istiod(), 15017);
     webhook.service_port = Some(443);

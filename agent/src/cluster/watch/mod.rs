@@ -50,6 +50,14 @@ pub struct Source {
     _tasks: JoinSet<()>,
 }
 
+/// A client of its own for an API server, as the watches use it.
+///
+/// # Errors
+/// When the configuration's certificates or credentials can't be used.
+pub fn client(config: &kube::Config) -> Result<kube::Client, kube::Error> {
+    connect::client(config)
+}
+
 const CHANGES: usize = 1024;
 const REPORTS: usize = 256;
 const FIRST_CONTACT: Duration = Duration::from_secs(2);

@@ -1,6 +1,7 @@
 //! Pods and nodes without what Weir never reads: images, volumes, environments, conditions, managed fields. A pod of 10 KB
 //! becomes a few hundred bytes before anything else sees it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -8,6 +9,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use weir_engine::cluster::SETTINGS;
 
 /// Annotations longer than this are no settings but documents that some tool keeps for itself.
 const MAX_ANNOTATION: usize = 4096;
@@ -59,6 +61,8 @@ struct Container {
     name: String,
     ports: Option<Vec<core::ContainerPort>>,
     restart_policy: Option<String>,
+    #[serde(default, deserialize_with = "settings")]
+    env: Vec<core::EnvVar>,
 }
 
 #[derive(Deserialize)]
@@ -122,6 +126,7 @@ impl From<Pod> for core::Pod {
             name: c.name,
             ports: c.ports,
             restart_policy: c.restart_policy,
+            env: Some(c.env).filter(|env| !env.is_empty()),
             ..core::Container::default()
         };
         let containers = |all: Option<Vec<Container>>| all.map(|all| all.into_iter().map(container).collect());
@@ -180,6 +185,25 @@ pub(super) fn raw(value: &mut serde_json::Value, api_version: &str, api_kind: &s
             client.remove("caBundle");
         }
     }
+}
+
+/// The few variables that say which flows are required. No other value is ever kept: they may be anything.
+fn settings<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<core::EnvVar>, D::Error> {
+    #[derive(Deserialize)]
+    struct Variable<'a> {
+        #[serde(borrow)]
+        name: Cow<'a, str>,
+        #[serde(borrow, default)]
+        value: Option<Cow<'a, str>>,
+    }
+    let all = Option::<Vec<Variable<'de>>>::deserialize(input)?.unwrap_or_default();
+    let known = all.into_iter().filter(|v| SETTINGS.contains(&&*v.name));
+    let kept = |v: Variable<'_>| core::EnvVar {
+        name: v.name.into_owned(),
+        value: v.value.map(Cow::into_owned),
+        ..core::EnvVar::default()
+    };
+    Ok(known.map(kept).collect())
 }
 
 /// Annotations, without ever holding those that are not kept.

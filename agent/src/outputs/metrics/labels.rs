@@ -2,8 +2,10 @@
 
 use prometheus_client::encoding::EncodeLabelSet;
 use weir_engine::policy::Side;
-use weir_engine::snapshot::{AttemptCount, DropCount, PairView, StateCount};
-use weir_engine::words::Direction;
+use weir_engine::snapshot::{
+    AttemptCount, CandidateView, DropCount, Effect, EndView, PairView, StateCount, TrafficView,
+};
+use weir_engine::words::{Direction, Protocol};
 
 use crate::outputs::text::clean;
 
@@ -35,7 +37,7 @@ macro_rules! labels {
 }
 
 labels! {
-    /// `weir_required_flow_denied`
+    /// `weir_required_flow_denied`, `weir_candidate_denied`
     Denied {
         flow, severity, direction, source_namespace, source_workload, destination_namespace, destination_workload, port,
         protocol, policies
@@ -107,45 +109,96 @@ impl Drops {
 
 /// One series per side that does not admit, each with the policies that select its pod.
 pub fn denied(pair: &PairView) -> Vec<Denied> {
-    let series = |direction: Direction| {
-        let side = match direction {
-            Direction::Egress => &pair.egress,
-            Direction::Ingress => &pair.ingress,
-        };
-        Denied {
-            flow: name(&pair.flow),
-            severity: pair.severity.to_string(),
-            direction: direction.to_string(),
-            source_namespace: name(&pair.source.namespace),
-            source_workload: name(&pair.source.workload),
-            destination_namespace: name(&pair.destination.namespace),
-            destination_workload: name(&pair.destination.workload),
-            port: pair.port.to_string(),
-            protocol: pair.protocol.to_string(),
-            policies: policies(pair, side),
-        }
+    let of =
+        Of { flow: &pair.flow, severity: pair.severity.as_str(), source: &pair.source, destination: &pair.destination };
+    let refusal = Refusal {
+        directions: &pair.directions,
+        policies: &pair.policies,
+        egress: &pair.egress,
+        ingress: &pair.ingress,
     };
-    pair.directions.iter().copied().map(series).collect()
+    of.series(pair.port, pair.protocol, &refusal)
 }
 
-/// All policies of the pair, where one side is denied; with two sides denied, those of the side.
-fn policies(pair: &PairView, side: &Side) -> String {
-    let mut names: Vec<String> = match pair.directions.as_slice() {
-        [_, _, ..] => side.selecting().iter().map(ToString::to_string).collect(),
-        [] | [_] => Vec::new(),
-    };
-    if names.is_empty() {
-        names.clone_from(&pair.policies);
+/// One series per side of a pair that candidates would close.
+pub fn broken_pair(pair: &PairView) -> Vec<Denied> {
+    let of =
+        Of { flow: &pair.flow, severity: pair.severity.as_str(), source: &pair.source, destination: &pair.destination };
+    let broken = pair.candidate.as_ref().filter(|c| c.effect == Effect::Breaks);
+    broken.map(|c| of.series(pair.port, pair.protocol, &Refusal::of(c))).unwrap_or_default()
+}
+
+/// One series per side of observed traffic that candidates would close; no flow of the catalogue, so no severity either.
+pub fn broken_traffic(seen: &TrafficView) -> Vec<Denied> {
+    let of = Of { flow: "none", severity: "none", source: &seen.source, destination: &seen.destination };
+    let broken = seen.candidate.as_ref().filter(|c| c.effect == Effect::Breaks);
+    broken.map(|c| of.series(seen.port, seen.protocol, &Refusal::of(c))).unwrap_or_default()
+}
+
+/// Whose flow it is.
+struct Of<'a> {
+    flow: &'a str,
+    severity: &'a str,
+    source: &'a EndView,
+    destination: &'a EndView,
+}
+
+/// What does not admit it.
+struct Refusal<'a> {
+    directions: &'a [Direction],
+    policies: &'a [String],
+    egress: &'a Side,
+    ingress: &'a Side,
+}
+
+impl<'a> Refusal<'a> {
+    fn of(c: &'a CandidateView) -> Self {
+        Self { directions: &c.directions, policies: &c.policies, egress: &c.egress, ingress: &c.ingress }
     }
-    names.sort_unstable();
-    names.dedup();
-    let more = names.len().saturating_sub(MAX_POLICIES);
-    names.truncate(MAX_POLICIES);
-    let mut text = names.join(",");
-    if more > 0 {
-        text.push_str(&format!(",+{more}"));
+
+    /// All policies of the pair, where one side is denied; with two sides denied, those of the side.
+    fn policies(&self, side: &Side) -> String {
+        let mut names: Vec<String> = match self.directions {
+            [_, _, ..] => side.selecting().iter().map(ToString::to_string).collect(),
+            [] | [_] => Vec::new(),
+        };
+        if names.is_empty() {
+            names = self.policies.to_vec();
+        }
+        names.sort_unstable();
+        names.dedup();
+        let more = names.len().saturating_sub(MAX_POLICIES);
+        names.truncate(MAX_POLICIES);
+        let mut text = names.join(",");
+        if more > 0 {
+            text.push_str(&format!(",+{more}"));
+        }
+        name(&text)
     }
-    name(&text)
+}
+
+impl Of<'_> {
+    fn series(&self, port: u16, protocol: Protocol, refusal: &Refusal<'_>) -> Vec<Denied> {
+        let series = |direction: Direction| {
+            let side = match direction {
+                Direction::Egress => refusal.egress,
+                Direction::Ingress => refusal.ingress,
+            };
+            Denied {
+                flow: name(self.flow),
+                severity: self.severity.to_owned(),
+                direction: direction.to_string(),
+                source_namespace: name(&self.source.namespace),
+                source_workload: name(&self.source.workload),
+                destination_namespace: name(&self.destination.namespace),
+                destination_workload: name(&self.destination.workload),
+                port: port.to_string(),
+                protocol: protocol.to_string(),
+                policies: refusal.policies(side),
+            }
+        };
+        refusal.directions.iter().copied().map(series).collect()
+    }
 }
 
 /// Names are written by strangers, and metrics are read in terminals too.

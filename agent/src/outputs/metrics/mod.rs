@@ -20,12 +20,15 @@ use weir_engine::snapshot::{LATENCY_BUCKETS, Latency};
 use weir_engine::verdict::State;
 
 use super::View;
-use labels::{Attempts, Build, Count, Drops, Flow, Labels, Object, Part, Probe, Stage, denied, state_of};
+use labels::{
+    Attempts, Build, Count, Drops, Flow, Labels, Object, Part, Probe, Stage, broken_pair, broken_traffic, denied,
+    state_of,
+};
 
 /// Series of one metric at most, the overflow series not counted.
 #[derive(Clone, Copy, Debug)]
 pub struct Caps {
-    /// `weir_required_flow_denied`.
+    /// `weir_required_flow_denied`, `weir_candidate_denied`.
     pub denied: usize,
     /// `weir_required_flow_state`.
     pub state: usize,
@@ -146,6 +149,13 @@ impl Collector for ViewCollector {
         let series = Series::unique(denied_pairs.map(|l| (l, 1)), self.caps.denied);
         let help = "Required flows that policies deny: 1 while denied; policies are those that select the denied side";
         left_out += series.gauge(encoder, "required_flow_denied", help)?;
+
+        let broken =
+            snapshot.pairs.iter().flat_map(broken_pair).chain(snapshot.traffic.iter().flat_map(broken_traffic));
+        let series = Series::unique(broken.map(|l| (l, 1)), self.caps.denied);
+        let help =
+            "Required flows, and traffic of no flow (none), that candidate policies would deny and today's don't: 1";
+        left_out += series.gauge(encoder, "candidate_denied", help)?;
 
         let series = Series::unique(snapshot.pairs.iter().map(|p| (state_of(p), 1)), self.caps.state);
         left_out +=

@@ -1,4 +1,4 @@
-//! `--traffic FILE`: connections that were seen, for the pairs that no object tells of.
+//! `weir check --connections FILE`: connections that were seen, for the pairs that no object tells of.
 
 use std::fs;
 use std::path::{Path, PathBuf};
