@@ -1,0 +1,137 @@
+//! The probe tests on other kernels: Debian's packages, booted by QEMU under software emulation (no virtualisation needed).
+//!
+//! The guest is a first file system and nothing else: `weir-vm-init` as process 1, modules, `ip`, `nft`, the agent, and the
+//! test programs as cargo built them for this machine, with their shared libraries. Everything is kept below `target/vm`.
+
+mod guest;
+mod kernels;
+mod machine;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{build_ebpf, tools};
+use kernels::Kernel;
+use machine::Ending;
+
+/// `cargo xtask vm-test`
+#[derive(clap::Args)]
+pub struct VmTest {
+    /// Kernels by version (`6.1`); all of them if none is named.
+    kernels: Vec<String>,
+    /// Only the oldest kernel, the most used and the newest, as `cargo xtask test` does.
+    #[arg(long, conflicts_with = "kernels")]
+    quick: bool,
+    /// Only tests whose name contains this.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Fetch each kernel again, the newest of its version.
+    #[arg(long)]
+    refresh: bool,
+    /// Seconds after which a guest counts as hung.
+    #[arg(long, default_value_t = 420)]
+    limit: u64,
+    /// Print all that the guests print, not only of those that failed.
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+/// What `cargo xtask test` runs: the oldest kernel, the one that is most in use, and the newest.
+const QUICK: [&str; 3] = ["5.10", "6.1", "7.2"];
+
+impl VmTest {
+    /// Exit codes: 0 all passed, 1 a test failed, 2 could not be run, 3 a kernel panicked, 4 a guest hung.
+    pub fn run(self) -> Result<ExitCode> {
+        let Self { kernels, quick, filter, refresh, limit, verbose } = self;
+        if quick {
+            return Ok(if self::quick()? { ExitCode::SUCCESS } else { ExitCode::from(1) });
+        }
+        let chosen = kernels::choose(&kernels)?;
+        let options = Options { filter, refresh, limit: Duration::from_secs(limit), verbose };
+        Ok(ExitCode::from(all(&chosen, &options)?))
+    }
+}
+
+/// The shorter selection for `cargo xtask test`: one line per kernel on stdout, and whether all passed.
+///
+/// # Errors
+/// The guests could not be run at all: no packages, no QEMU, nothing built.
+pub fn quick() -> Result<bool> {
+    let chosen = kernels::choose(&QUICK.map(str::to_owned))?;
+    let options = Options { filter: None, refresh: false, limit: Duration::from_secs(420), verbose: false };
+    Ok(all(&chosen, &options)? == 0)
+}
+
+struct Options {
+    filter: Option<String>,
+    refresh: bool,
+    limit: Duration,
+    verbose: bool,
+}
+
+fn all(chosen: &[&'static Kernel], options: &Options) -> Result<u8> {
+    kernels::require_debian()?;
+    let qemu = machine::ensure_qemu()?;
+    build_ebpf::build()?;
+    let programs = build()?;
+    let mut worst = 0;
+    let mut table = Vec::new();
+    for kernel in chosen {
+        let begin = Instant::now();
+        let (code, line) = match one(kernel, &qemu, &programs, options) {
+            Ok(ending) => (ending.code(), ending.to_string()),
+            Err(error) => (2, format!("could not be run: {error:#}")),
+        };
+        worst = worst.max(code);
+        let line = format!("kernel {:5} {line} ({:.0} s)", kernel.version, begin.elapsed().as_secs_f64());
+        eprintln!("{line}");
+        table.push(line);
+    }
+    for line in table {
+        println!("{line}");
+    }
+    Ok(worst)
+}
+
+fn one(kernel: &Kernel, qemu: &machine::Qemu, programs: &[PathBuf], options: &Options) -> Result<Ending> {
+    let files = kernels::fetch(kernel, options.refresh)?;
+    let mut tests = "/bin/probes --test-threads 1".to_owned();
+    if let Some(filter) = &options.filter {
+        tests = format!("{tests} {filter}");
+    }
+    let initrd = guest::build(&files, programs, &["/bin/weir doctor".to_owned(), tests])?;
+    let log = files.folder.join("console.log");
+    let ending = machine::run(qemu, &files.image, &initrd, options.limit, &log)?;
+    if options.verbose || ending.code() != 0 {
+        eprint!("{}", std::fs::read_to_string(&log).unwrap_or_default());
+    }
+    eprintln!("console: {}", log.display());
+    Ok(ending)
+}
+
+/// The agent, process 1 and the tests, in this order, as cargo leaves them.
+fn build() -> Result<Vec<PathBuf>> {
+    let mut cargo = tools::cargo();
+    tools::run(cargo.args(["build", "--quiet", "--package", "weir", "--bin", "weir"]))?;
+    tools::run(tools::cargo().args(["build", "--quiet", "--package", "weir-tests", "--bin", "weir-vm-init"]))?;
+    let mut cargo = tools::cargo();
+    cargo.args(["test", "--quiet", "--package", "weir-tests", "--features", "root", "--test", "probes", "--no-run"]);
+    cargo.arg("--message-format=json").stdout(Stdio::piped());
+    let mut child = cargo.spawn().context("cannot start cargo")?;
+    let mut tests = None;
+    for line in BufReader::new(child.stdout.take().context("it was piped")?).lines() {
+        let message: serde_json::Value = serde_json::from_str(&line?).unwrap_or_default();
+        if message["target"]["name"] == "probes" && message["executable"].is_string() {
+            tests = message["executable"].as_str().map(PathBuf::from);
+        }
+    }
+    ensure!(child.wait()?.success(), "building the probe tests failed");
+    let Some(tests) = tests else { bail!("cargo did not say where the probe tests are") };
+    Ok(vec![tools::built("weir"), tools::built("weir-vm-init"), tests])
+}
