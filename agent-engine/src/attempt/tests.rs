@@ -184,6 +184,24 @@ fn outcome_of_what_the_kernel_did() {
 }
 
 #[test]
+fn a_socket_used_again_takes_nothing_from_the_attempt_before() {
+    let mut attempts = Attempts::new(100);
+    attempts.start(&start(0, SOCKET));
+    attempts.end(ms(1), &AttemptEnd { reset: true, ..end(1, 111) });
+    attempts.start(&start(2, SOCKET));
+    let established = AttemptEnd { established: true, started: ms(2), ..end(3, 0) };
+    attempts.end(ms(3), &established);
+    attempts.handle_timeout(ms(200));
+    let outcomes: Vec<Outcome> = std::iter::from_fn(|| attempts.poll()).map(|a| a.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Refused, Outcome::Established]);
+    assert_eq!((attempts.len(), attempts.evicted()), (0, 0));
+
+    attempts.start(&start(300, SOCKET));
+    attempts.start(&start(301, SOCKET));
+    assert_eq!((attempts.len(), attempts.evicted()), (1, 1), "an attempt whose end was lost makes room");
+}
+
+#[test]
 fn both_tuples_are_kept() {
     let attempts = run(&[Drop(0, "NETFILTER_DROP", "nf_hook_slow"), Error(2500, 110)]);
     let last = attempts.last().expect("an attempt");
