@@ -262,6 +262,9 @@ impl Observation {
             Self::Accepted(o) => &o.tuple,
             Self::Drop(o) => &o.tuple,
             Self::UdpEnd(o) => &o.tuple,
+            Self::SocketError(o) => &o.tuple,
+            Self::IcmpSent(o) => &o.tuple,
+            Self::AnswerRetransmit(o) => &o.tuple,
         }
     }
 
