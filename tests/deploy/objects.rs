@@ -315,7 +315,15 @@ fn values_reach_the_agent() {
     let arguments: Vec<String> = serde_json::from_value(container(over)["args"].clone()).unwrap();
     assert_eq!(
         arguments,
-        ["run", "--listen=[::]:9999", "--window=1m", "--grace=5s", "--log-format=text", "--ports=53,15012"]
+        [
+            "run",
+            "--listen=[::]:9999",
+            "--pods=own",
+            "--window=1m",
+            "--grace=5s",
+            "--log-format=text",
+            "--ports=53,15012"
+        ]
     );
     assert_eq!(container(over)["ports"][0]["containerPort"], 9999);
     let image = |over: &str| container(over)["image"].as_str().unwrap().to_owned();

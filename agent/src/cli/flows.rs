@@ -104,11 +104,19 @@ fn listing(flows: &[&Requirement], symptoms: bool) -> String {
 /// The table of the documentation.
 fn markdown(flows: &[&Requirement]) -> String {
     let cell = |text: &str| text.replace('|', "\\|");
-    let mut text = "| Flow | Severity | Source → destination | Pod port | Purpose |\n|---|---|---|---|---|\n".to_owned();
+    let mut text =
+        "| Flow | Severity | Source → destination | Pod port | Purpose |\n|---|---|---|---|---|\n".to_owned();
     for flow in flows {
         let ends = format!("{} → {}", sources(flow), roles(&flow.destination));
         let port = format!("{}/{}", ports(flow), protocols(flow));
-        text += &format!("| `{}` | {} | {} | {} | {} |\n", flow.id, flow.severity, cell(&ends), cell(&port), cell(&flow.purpose));
+        text += &format!(
+            "| `{}` | {} | {} | {} | {} |\n",
+            flow.id,
+            flow.severity,
+            cell(&ends),
+            cell(&port),
+            cell(&flow.purpose)
+        );
     }
     text
 }
@@ -142,7 +150,10 @@ fn details(flow: &Requirement) -> String {
         }
     }
     if flow.configured {
-        rows.push(("judged", "only where configuration names its ends: mesh config, routes, RequestAuthentication".to_owned()));
+        rows.push((
+            "judged",
+            "only where configuration names its ends: mesh config, routes, RequestAuthentication".to_owned(),
+        ));
     }
     let mut table = Table::plain();
     for (name, value) in rows {

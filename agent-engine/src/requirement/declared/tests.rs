@@ -69,9 +69,12 @@ fn the_tunnels_port_is_needed_where_the_backend_is_ambient() {
 fn routes_of_the_gateway_api_lead_from_the_pods_that_istio_made() {
     let labels = json!({"gateway.networking.k8s.io/gateway-name": "public"});
     let gateway = t::pod("app", "public-istio", "10.1.0.66", labels, &["istio-proxy"]);
-    for (kind, version) in [("HTTPRoute", "v1"), ("GRPCRoute", "v1"), ("TCPRoute", "v1alpha2"), ("TLSRoute", "v1alpha2")] {
+    for (kind, version) in
+        [("HTTPRoute", "v1"), ("GRPCRoute", "v1"), ("TCPRoute", "v1alpha2"), ("TLSRoute", "v1alpha2")]
+    {
         let api = format!("gateway.networking.k8s.io/{version}");
-        let spec = json!({"parentRefs": [{"name": "public"}], "rules": [{"backendRefs": [{"name": "web", "port": 8000}]}]});
+        let spec =
+            json!({"parentRefs": [{"name": "public"}], "rules": [{"backendRefs": [{"name": "web", "port": 8000}]}]});
         let route = object(&api, kind, "app", "r", spec);
         let expected = ["gateway-backend app/public-istio → app/web 8080"];
         assert_eq!(declared(&[web(), gateway.clone(), route], &["gateway-backend"]), expected, "{kind}");
@@ -81,7 +84,8 @@ fn routes_of_the_gateway_api_lead_from_the_pods_that_istio_made() {
 #[test]
 fn a_service_entry_is_behind_the_egress_gateway() {
     let gateway = t::pod("istio-system", "egress", "10.1.0.67", json!({"istio": "egressgateway"}), &["istio-proxy"]);
-    let istio = object("networking.istio.io/v1", "Gateway", "app", "out", json!({"selector": {"istio": "egressgateway"}}));
+    let istio =
+        object("networking.istio.io/v1", "Gateway", "app", "out", json!({"selector": {"istio": "egressgateway"}}));
     let spec = json!({"hosts": ["example.com"], "ports": [{"number": 443, "name": "tls", "protocol": "TLS"}]});
     let entry = object("networking.istio.io/v1", "ServiceEntry", "app", "example", spec);
     let route = virtual_service(json!(["mesh", "out"]), "example.com", json!({"number": 443}));
@@ -97,7 +101,10 @@ fn keys_are_fetched_by_istiod_or_by_the_proxies() {
                        {"issuer": "testing@secure.istio.io", "jwks": "{}"}]);
     let spec = json!({"selector": {"matchLabels": {"app": "web"}}, "jwtRules": rules});
     let keys = object("security.istio.io/v1", "RequestAuthentication", "app", "jwt", spec);
-    let by_istiod = ["control-plane-jwks istio-system/istiod → app/web 8080", "control-plane-jwks istio-system/istiod → external 443"];
+    let by_istiod = [
+        "control-plane-jwks istio-system/istiod → app/web 8080",
+        "control-plane-jwks istio-system/istiod → external 443",
+    ];
     assert_eq!(declared(&[web(), keys.clone()], &flows), by_istiod);
     let labels = json!({"app": "istiod", "istio": "pilot", "istio.io/rev": "default", "pod-template-hash": "5d5"});
     let mut istiod = t::pod("istio-system", "istiod-5d5-x", t::ISTIOD, labels, &["discovery"]);
@@ -132,14 +139,16 @@ fn providers_of_the_mesh_configuration() {
     let spec = json!({"action": "CUSTOM", "provider": {"name": "authz"}, "rules": [{}]});
     let policy = object("security.istio.io/v1", "AuthorizationPolicy", "istio-system", "authz", spec);
     let flows = ["gateway-ext-authz", "gateway-otlp", "sidecar-provider"];
-    let expected = ["gateway-ext-authz istio-system/gateway → app/web 8080", "gateway-otlp istio-system/gateway → app/web 8080"];
+    let expected =
+        ["gateway-ext-authz istio-system/gateway → app/web 8080", "gateway-otlp istio-system/gateway → app/web 8080"];
     assert_eq!(declared(&[web(), map, policy], &flows), expected, "a pod that would call itself needs no policy");
 }
 
 #[test]
 fn waypoints_lead_to_the_pods_that_are_told_to_use_them() {
     let ambient = json!({"istio.io/dataplane-mode": "ambient", "istio.io/use-waypoint": "w"});
-    let labels = json!({"gateway.networking.k8s.io/gateway-name": "w", "gateway.istio.io/managed": "istio.io-mesh-controller"});
+    let labels =
+        json!({"gateway.networking.k8s.io/gateway-name": "w", "gateway.istio.io/managed": "istio.io-mesh-controller"});
     let objects = [
         t::namespace("amb", ambient),
         t::pod("amb", "w-0", "10.1.0.70", labels, &["istio-proxy"]),
