@@ -1,6 +1,6 @@
 //! The event loop with a scripted kernel in place of the probes: manifests, losses, readers, recordings.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::future::pending;
 use std::path::{Path, PathBuf};
@@ -44,6 +44,10 @@ impl Observer for Script {
 
     fn probes(&self) -> Vec<ProbeView> {
         vec![ProbeView { name: "script".to_owned(), active: true, reason: None }]
+    }
+
+    fn watch(&mut self, _ports: &BTreeSet<u16>) -> anyhow::Result<()> {
+        Ok(())
     }
 
     fn lost(&mut self) -> Vec<(&'static str, u64)> {

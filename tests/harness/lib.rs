@@ -6,6 +6,7 @@
 //! two can be held against each other.
 
 pub mod agent;
+pub mod apiserver;
 pub mod clients;
 pub mod cni;
 pub mod dns;

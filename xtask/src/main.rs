@@ -3,6 +3,7 @@
 mod build_ebpf;
 mod conformance;
 mod demo;
+mod fuzz;
 mod matrix;
 mod setup;
 mod test;
@@ -35,6 +36,8 @@ enum Task {
     Test(test::Test),
     /// Hold the policy engine against published cases and fixtures.
     Conformance(conformance::Conformance),
+    /// Fuzz the manifest loader and the policy engine.
+    Fuzz(fuzz::Fuzz),
     /// Check the house rules that no other tool checks.
     Tidy(tidy::Tidy),
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Task::Matrix(task) => task.run(),
         Task::Test(task) => task.run(),
         Task::Conformance(task) => task.run(),
+        Task::Fuzz(task) => task.run(),
         Task::Tidy(task) => task.run(),
     };
     outcome.unwrap_or_else(|error| {

@@ -7,7 +7,7 @@ mod settings;
 mod tests;
 mod view;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::identity::{Identity, Peer};
 use crate::ledger::{Dirty, Ledger, NO_FLOW, Spans, is_policy};
 use crate::observation::Observation;
 use crate::policy::{Endpoint, Policies};
-use crate::requirement::{Catalogue, Pair, PortSource, Resolver, Role};
+use crate::requirement::{Catalogue, End, Pair, PortSource, Resolver, Role};
 use crate::snapshot::Edit;
 pub use crate::snapshot::{Snapshot, Transition};
 pub use crate::time::Time;
@@ -51,6 +51,8 @@ pub struct Engine {
     queue: VecDeque<Attempt>,
     queue_overflow: u64,
     synced: bool,
+    /// Ports that the probes have to watch.
+    watched: BTreeSet<u16>,
 }
 
 impl Engine {
@@ -77,6 +79,7 @@ impl Engine {
             queue: VecDeque::new(),
             queue_overflow: 0,
             synced: false,
+            watched: settings.watched_ports.iter().copied().collect(),
             settings,
         }
     }
@@ -214,6 +217,13 @@ impl Engine {
         &self.resolver
     }
 
+    /// The ports that the probes have to watch, as of the last judgement: those of the settings, of all pairs, and those on
+    /// which applications of the mesh are served. Never shrinks: what is watched once costs little.
+    #[must_use]
+    pub fn watched_ports(&self) -> &BTreeSet<u16> {
+        &self.watched
+    }
+
     /// Whose an address is.
     #[must_use]
     pub fn identity(&self) -> &Identity {
@@ -270,7 +280,16 @@ impl Engine {
             pairs.retain(|_, pair| settings.nodes.is_empty() || touches_node(cluster, &settings.nodes, pair));
             pairs
         });
-        self.ledger.update(now, cluster, &self.policies, pairs, &dirty, |pair| observable(cluster, settings, pair));
+        if let Some(pairs) = &pairs {
+            let wanted = pairs.keys().map(|key| key.port).chain(self.resolver.application_ports(cluster));
+            for port in wanted {
+                if self.watched.len() < settings.max_watched_ports {
+                    self.watched.insert(port);
+                }
+            }
+        }
+        let watched = &self.watched;
+        self.ledger.update(now, cluster, &self.policies, pairs, &dirty, |pair| observable(cluster, watched, pair));
         self.drain(now);
     }
 
@@ -318,6 +337,16 @@ impl Engine {
                 let attempt = Arc::new(attempt.clone());
                 let denied = matches!(attempt.outcome, Outcome::Dropped | Outcome::Rejected);
                 let masked = established && self.is_masked(&attempt);
+                let grown = targets
+                    .iter()
+                    .filter(|t| t.key.destination == End::External)
+                    .any(|t| self.resolver.learn_address(&t.key, attempt.judged().destination, now));
+                if grown {
+                    self.dirty.topology = true;
+                    self.judge_at = self.judge_at.or(Some(now.plus(DEBOUNCE)));
+                    self.queue.push_front(Arc::unwrap_or_clone(attempt));
+                    return;
+                }
                 // That one of several backends fails says nothing about the others.
                 for target in targets.into_iter().filter(|t| !t.ambiguous || established || denied) {
                     if masked && self.is_application(&target.key.flow) {
@@ -383,9 +412,9 @@ fn touches_node(cluster: &Cluster, nodes: &[String], pair: &Pair) -> bool {
 }
 
 /// Whether attempts of a pair can be seen and told apart here.
-fn observable(cluster: &Cluster, settings: &Settings, pair: &Pair) -> Result<(), String> {
+fn observable(cluster: &Cluster, watched: &BTreeSet<u16>, pair: &Pair) -> Result<(), String> {
     let port = pair.key.port;
-    if !settings.watched_ports.contains(&port) {
+    if !watched.contains(&port) {
         return Err(format!("port {port} is not watched"));
     }
     let on_host = |e: &Endpoint| match e {

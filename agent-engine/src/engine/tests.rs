@@ -199,6 +199,25 @@ fn what_was_lost_proves_nothing() {
 }
 
 #[test]
+fn lost_drops_leave_the_absence_of_attempts_as_it_is() {
+    for stage in crate::ledger::DROP_STAGES {
+        let mut engine = engine(&[t::default_deny("app")]);
+        engine.lost(at(15_000), stage, 3);
+        assert_eq!(xds(&engine, 15_001).state, State::AtRisk);
+        connect(&mut engine, 20_000, t::WEB, t::ISTIOD, 15012, End::Reset);
+        engine.lost(at(20_500), stage, 3);
+        assert_eq!(xds(&engine, 21_000).state, State::Predicted);
+
+        let mut engine = t::engine(&[]);
+        engine.lost(at(15_000), stage, 3);
+        assert_eq!(xds(&engine, 15_001).state, State::Silent);
+        connect(&mut engine, 20_000, t::WEB, t::ISTIOD, 15012, End::Reset);
+        engine.lost(at(20_500), stage, 3);
+        assert_eq!(xds(&engine, 21_000).state, State::Unknown, "the drop that caused the RST may be what was lost");
+    }
+}
+
+#[test]
 fn unknown_peers_weaken_and_never_accuse() {
     let mut engine = engine(&[]);
     connect(&mut engine, 20_000, t::WEB, "10.1.1.99", 15012, End::Dropped);

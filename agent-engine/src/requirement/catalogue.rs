@@ -134,7 +134,9 @@ pub struct Catalogue {
     flows: Vec<Arc<Requirement>>,
 }
 
+/// Where two entries may fit, the first does: the special ones come before the general.
 const BUILT_IN: [&str; 8] = [
+    include_str!("data/kyma.toml"),
     include_str!("data/control-plane.toml"),
     include_str!("data/cni.toml"),
     include_str!("data/sidecar.toml"),
@@ -142,7 +144,6 @@ const BUILT_IN: [&str; 8] = [
     include_str!("data/ambient.toml"),
     include_str!("data/waypoint.toml"),
     include_str!("data/multi-network.toml"),
-    include_str!("data/kyma.toml"),
 ];
 
 impl Default for Catalogue {

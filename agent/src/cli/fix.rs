@@ -105,7 +105,6 @@ fn yaml(repair: &Repair) -> anyhow::Result<String> {
 }
 
 fn document(repaired: &Repaired) -> anyhow::Result<String> {
-    // Through JSON, whose order of fields is apiVersion, kind, metadata, spec.
     let mut text = serde_saphyr::to_string(&repaired.policy)?;
     if !text.ends_with('\n') {
         text.push('\n');

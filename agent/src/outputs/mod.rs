@@ -8,4 +8,4 @@ pub mod socket;
 pub mod text;
 mod view;
 
-pub use view::{AgentView, ProbeView, View, ViewError, Views};
+pub use view::{AgentView, PartView, ProbeView, View, ViewError, Views};

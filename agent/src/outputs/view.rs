@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use weir_engine::snapshot::Snapshot;
 
+use crate::cluster::change::{Health, State};
 use crate::cluster::manifests::Problem;
 
 /// Everything that is shown. Its JSON is the snapshot's with one more member, `agent`.
@@ -33,6 +34,41 @@ pub struct AgentView {
     pub ignored: BTreeMap<String, usize>,
     /// Manifest files read.
     pub files: usize,
+    /// The parts of the view of the cluster that come from an API server.
+    #[serde(default)]
+    pub parts: Vec<PartView>,
+}
+
+/// One part of what an API server says, and how old it may be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartView {
+    /// `networkpolicies.networking.k8s.io`, `pods (spec.nodeName=worker-1)`, …
+    pub part: Arc<str>,
+    /// `current`, `stale`, `refused`, …
+    pub state: String,
+    /// Why it is not current.
+    pub reason: Option<Arc<str>>,
+    /// Seconds since the API server last confirmed it, or since the start where it never did; 0 while it is current.
+    pub age_seconds: u64,
+}
+
+impl PartView {
+    /// What a part's health means now, for an agent that has run since `started`.
+    #[must_use]
+    pub fn of(health: &Health, started: Instant, now: Instant) -> Self {
+        let age = match health.state {
+            State::Current | State::Absent => Duration::ZERO,
+            State::Starting | State::Stale | State::Refused => {
+                now.saturating_duration_since(health.confirmed.unwrap_or(started))
+            }
+        };
+        Self {
+            part: health.part.clone(),
+            state: health.state.as_str().to_owned(),
+            reason: health.reason.clone(),
+            age_seconds: age.as_secs(),
+        }
+    }
 }
 
 /// One probe.
@@ -102,5 +138,39 @@ impl Views {
             view.await.map_err(|_| ViewError::Stopping)
         };
         tokio::time::timeout(PATIENCE, ask).await.unwrap_or(Err(ViewError::Busy))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn health(state: State, confirmed: Option<Instant>) -> Health {
+        Health {
+            part: "networkpolicies.networking.k8s.io".into(),
+            kind: None,
+            essential: true,
+            state,
+            reason: None,
+            confirmed,
+            undecodable: 0,
+        }
+    }
+
+    #[test]
+    fn a_part_ages_from_its_last_confirmation_or_from_the_start() {
+        let started = Instant::now();
+        let after = |seconds| started + Duration::from_secs(seconds);
+        for (state, confirmed, age) in [
+            (State::Current, Some(after(10)), 0),
+            (State::Stale, Some(after(60)), 40),
+            (State::Refused, None, 100),
+            (State::Starting, None, 100),
+            // A kind that the cluster does not have cannot be old.
+            (State::Absent, None, 0),
+        ] {
+            let part = PartView::of(&health(state, confirmed), started, after(100));
+            assert_eq!(part.age_seconds, age, "{state:?}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The one task that owns the engine. Everything reaches it here, one input at a time: probes, manifests, time, readers.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,12 @@ pub trait Observer {
     /// Which probes there are.
     fn probes(&self) -> Vec<ProbeView>;
 
+    /// Watches these destination ports from now on, whatever it watched before.
+    ///
+    /// # Errors
+    /// When the kernel refuses; attempts would be missed then.
+    fn watch(&mut self, ports: &BTreeSet<u16>) -> anyhow::Result<()>;
+
     /// Events lost since the start, by stage.
     fn lost(&mut self) -> Vec<(&'static str, u64)>;
 }
@@ -41,6 +48,8 @@ pub struct EventLoop<O> {
     observer: O,
     recorder: Option<Recorder>,
     lost: Vec<(&'static str, u64)>,
+    /// How many ports are watched; they only ever become more.
+    watched: usize,
     agent: AgentView,
     latest: Option<(Instant, Arc<View>)>,
 }
@@ -54,11 +63,15 @@ impl<O: Observer> EventLoop<O> {
             probes: observer.probes(),
             ..AgentView::default()
         };
-        Self { engine, clock, observer, recorder, lost: Vec::new(), agent, latest: None }
+        let watched = engine.watched_ports().len();
+        Self { engine, clock, observer, recorder, lost: Vec::new(), watched, agent, latest: None }
     }
 
     /// Takes in what there was at the start.
-    pub fn load(&mut self, first: Update) {
+    ///
+    /// # Errors
+    /// When the observer cannot watch what the objects ask for.
+    pub fn load(&mut self, first: Update) -> anyhow::Result<()> {
         let objects = first.apply.len();
         let (files, ignored) = (first.files, first.ignored.values().sum::<usize>());
         self.update(first);
@@ -67,6 +80,7 @@ impl<O: Observer> EventLoop<O> {
         self.engine.synced(now);
         info!(objects, files, ignored, "cluster objects loaded");
         self.transitions();
+        self.watch()
     }
 
     /// Serves until `stop` is done.
@@ -101,8 +115,20 @@ impl<O: Observer> EventLoop<O> {
                 }
             }
             self.transitions();
+            self.watch()?;
         }
         self.flush();
+        Ok(())
+    }
+
+    /// Pairs on ports that nobody watched yet may have become known.
+    fn watch(&mut self) -> anyhow::Result<()> {
+        let ports = self.engine.watched_ports();
+        if ports.len() != self.watched {
+            debug!(ports = ports.len(), "more ports are watched");
+            self.watched = ports.len();
+            self.observer.watch(ports)?;
+        }
         Ok(())
     }
 

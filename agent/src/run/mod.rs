@@ -89,7 +89,7 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
     let (views, requests) = Views::channel();
     let updates = follow(manifests);
     let mut event_loop = EventLoop::new(Engine::new(settings), clock, observer, recorder);
-    event_loop.load(first);
+    event_loop.load(first)?;
     info!(version = env!("CARGO_PKG_VERSION"), http = %address, socket = %socket_path.display(), "weir runs");
 
     let (tell, told) = watch::channel(());
