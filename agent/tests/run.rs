@@ -81,7 +81,7 @@ impl Agent {
         let path = |name: &str| folder.path().join(name);
         fs::write(path("cluster.yaml"), manifest).unwrap();
         let config = Config {
-            manifests: vec![path("cluster.yaml")],
+            source: run::Source::Manifests(vec![path("cluster.yaml")]),
             listen: "127.0.0.1:0".parse().unwrap(),
             socket: path("weir.sock"),
             settings: Settings::default(),

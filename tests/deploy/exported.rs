@@ -52,6 +52,7 @@ fn the_age_of_the_view_is_exported_by_part() {
         part: "networkpolicies.networking.k8s.io".into(),
         state: "stale".to_owned(),
         reason: None,
+        undecodable: 0,
         age_seconds: 42,
     };
     let agent = AgentView { parts: vec![part], ..AgentView::default() };

@@ -89,7 +89,7 @@ impl Rehearsal {
         mesh.apply_policies(&state.policies, enforcement)?;
         let options = AgentOptions {
             binary,
-            manifests: manifests.path().to_owned(),
+            manifests: Some(manifests.path().to_owned()),
             arguments: ["--grace", "300ms", "--window", "60s"].iter().chain(arguments).map(|&a| a.to_owned()).collect(),
         };
         let agent = Agent::start(&options)?;

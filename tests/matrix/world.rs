@@ -192,7 +192,7 @@ impl Watcher {
         write_policies(manifests.path(), model)?;
         let ports = format!("{XDS},{DNS}");
         let arguments = ["--grace", "300ms", "--window", "60s", "--ports", &ports].map(str::to_owned).to_vec();
-        let agent = Agent::start(&AgentOptions { binary, manifests: manifests.path().to_owned(), arguments })?;
+        let agent = Agent::start(&AgentOptions { binary, manifests: Some(manifests.path().to_owned()), arguments })?;
         Ok(Self { agent, manifests })
     }
 

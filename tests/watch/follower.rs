@@ -140,7 +140,9 @@ impl Follower {
             Change::Delete(key) => {
                 assert!(self.objects.remove(&key).is_some(), "{key} deleted, and was never there");
             }
-            Change::Nobody(address) => drop(self.nobody.insert(address)),
+            Change::Answered { address, somebody: false } => drop(self.nobody.insert(address)),
+            Change::Answered { address, somebody: true } => drop(self.nobody.remove(&address)),
+            Change::Read(reading) => panic!("no manifests were given: {reading:?}"),
             Change::Synced => {
                 assert!(!self.synced, "synchronised twice");
                 self.synced = true;

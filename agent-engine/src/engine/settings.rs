@@ -26,6 +26,12 @@ pub struct Settings {
     pub max_watched_ports: usize,
     /// Nodes whose traffic this agent's kernel sees; empty means all of them (a test kernel plays every node).
     pub nodes: Vec<String>,
+    /// Texts of the user's catalogue files, which add flows or replace them by id. They have been read once by whoever set
+    /// them; one that cannot be read adds nothing.
+    pub flows: Vec<String>,
+    /// Not every pod and node is among the objects, and others are looked up by address: an address that none of them has is
+    /// unknown, never outside of the cluster, until the answer says so.
+    pub lookups: bool,
     /// Whose reading of the NetworkPolicy specification decides.
     pub profile: Profile,
     /// How long an end learnt from traffic is kept without being seen again.
@@ -51,6 +57,8 @@ impl Default for Settings {
             watched_ports: WATCHED_PORTS.to_vec(),
             max_watched_ports: 1_024,
             nodes: Vec::new(),
+            flows: Vec::new(),
+            lookups: false,
             profile: Profile::default(),
             learnt_for: Duration::from_secs(3_600),
             max_pairs: 20_000,

@@ -128,6 +128,12 @@ impl Ledger {
         self.index.get(&key).cloned().unwrap_or_default()
     }
 
+    /// Whether a pair is in this state.
+    #[must_use]
+    pub fn is_in(&self, key: &PairKey, state: State) -> bool {
+        self.entries.get(key).is_some_and(|e| e.state == state)
+    }
+
     /// Pairs left out because there were too many.
     #[must_use]
     pub fn overflow(&self) -> u64 {

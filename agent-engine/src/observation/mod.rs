@@ -201,6 +201,19 @@ pub enum Observation {
 }
 
 impl Observation {
+    /// Addresses and ports as the event has them.
+    #[must_use]
+    pub fn tuple(&self) -> &Tuple {
+        match self {
+            Self::AttemptStart(o) => &o.tuple,
+            Self::Retransmit(o) => &o.tuple,
+            Self::AttemptEnd(o) => &o.tuple,
+            Self::Accepted(o) => &o.tuple,
+            Self::Drop(o) => &o.tuple,
+            Self::UdpEnd(o) => &o.tuple,
+        }
+    }
+
     /// Types an event. `None` for a transport protocol that is neither TCP nor UDP.
     #[must_use]
     pub fn from_event(event: &Event, symbols: &dyn Symbols) -> Option<Self> {

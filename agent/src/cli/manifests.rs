@@ -89,14 +89,22 @@ impl Reading {
     /// # Errors
     /// When a file cannot be read or is not a catalogue.
     pub fn catalogue(&self) -> anyhow::Result<Catalogue> {
-        let mut catalogue = Catalogue::built_in();
-        for file in &self.flows {
-            let text =
-                fs::read_to_string(file).with_context(|| format!("cannot read flows from {}", file.display()))?;
-            catalogue.add(&text).with_context(|| format!("{} is no catalogue of flows", file.display()))?;
-        }
-        Ok(catalogue)
+        own_flows(&self.flows).map(|(catalogue, _)| catalogue)
     }
+}
+
+/// The built-in catalogue with the user's flows, and the texts of their files.
+///
+/// # Errors
+/// When a file cannot be read or is not a catalogue: which, the line, what is wrong and what is allowed.
+pub fn own_flows(files: &[PathBuf]) -> anyhow::Result<(Catalogue, Vec<String>)> {
+    let (mut catalogue, mut texts) = (Catalogue::built_in(), Vec::new());
+    for file in files {
+        let text = fs::read_to_string(file).with_context(|| format!("cannot read flows from {}", file.display()))?;
+        catalogue.add(&text).with_context(|| format!("{} is no catalogue of flows", file.display()))?;
+        texts.push(text);
+    }
+    Ok((catalogue, texts))
 }
 
 /// Standard input has one reader.

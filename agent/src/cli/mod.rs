@@ -6,6 +6,7 @@ mod diff;
 pub mod doctor;
 mod doctor_args;
 mod explain;
+mod filter;
 mod fix;
 mod flows;
 mod manifests;

@@ -4,15 +4,17 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use weir_engine::engine::{Settings, WATCHED_PORTS};
 
 use super::Exit;
+use super::manifests::own_flows;
+use crate::cluster::watch;
 use crate::outputs::log::{self, LogFormat};
 use crate::outputs::socket;
-use crate::run::{self, Config, Kernel, record};
+use crate::run::{self, Config, Kernel, Source, record};
 
 /// Watches the connections of this kernel, judges them against NetworkPolicies and what the mesh needs, and serves the result
 /// as metrics, pages and to `weir status`. Needs root, or the capabilities that `weir doctor` names.
@@ -20,13 +22,26 @@ use crate::run::{self, Config, Kernel, record};
 #[command(after_help = EXAMPLES)]
 pub struct Run {
     /// File or folder with cluster objects (YAML, JSON), re-read when it changes; - is standard input, read once. Repeatable.
-    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    /// Without it, a cluster's API server is followed: as a pod, or by a kubeconfig
+    #[arg(long, num_args = 1.., value_name = "PATH", conflicts_with_all = ["kubeconfig", "pods"])]
     manifests: Vec<PathBuf>,
+
+    /// Kubeconfig of the cluster to follow; its current context counts
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Pods to watch: those of --node and what many flows lead to, others looked up when met; or all, for small clusters
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = WhichPods::Own)]
+    pods: WhichPods,
 
     /// Destination ports to watch
     #[arg(long, value_delimiter = ',', value_name = "PORT,…", default_values_t = WATCHED_PORTS, hide_default_value = true,
           value_parser = clap::value_parser!(u16).range(1..))]
     ports: Vec<u16>,
+
+    /// Catalogue file with flows to add, or to replace by id; repeatable
+    #[arg(long, value_name = "FILE")]
+    flows: Vec<PathBuf>,
 
     /// Address for metrics and pages
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15099")]
@@ -44,9 +59,13 @@ pub struct Run {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     grace: Duration,
 
-    /// Node whose traffic this kernel sees; repeatable. Without it: all nodes
+    /// Node whose traffic this kernel sees; repeatable. Without it: NODE_NAME of the environment in a cluster, else all nodes
     #[arg(long, value_name = "NAME", env = "WEIR_NODE", value_parser = NonEmptyStringValueParser::new())]
     node: Vec<String>,
+
+    /// The kernel's type information, for a kernel that keeps it elsewhere
+    #[arg(long, value_name = "PATH", default_value = "/sys/kernel/btf/vmlinux")]
+    btf: PathBuf,
 
     /// How log lines look
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
@@ -61,24 +80,58 @@ pub struct Run {
     record_limit: u64,
 }
 
+/// Which pods are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum WhichPods {
+    /// Those of this node, and well-known ends
+    Own,
+    /// All of the cluster
+    All,
+}
+
 const EXAMPLES: &str = "Examples:
   weir run --manifests cluster.yaml policies/
-  weir run --manifests /etc/weir/objects --listen 0.0.0.0:15099 --log-format json";
+  weir run --manifests /etc/weir/objects --listen 0.0.0.0:15099 --log-format json
+  weir run --kubeconfig ~/.kube/config --node worker-1";
 
 impl Run {
     /// Runs until told to stop.
     pub fn run(self) -> anyhow::Result<Exit> {
-        let Self { manifests, ports, listen, socket, window, grace, node, log_format, record, record_limit } = self;
+        let Self { manifests, kubeconfig, pods, ports, flows, listen, socket, .. } = self;
+        let Self { window, grace, mut node, btf, log_format, record, record_limit, .. } = self;
         log::init(log_format)?;
-        let settings = Settings { window, grace, watched_ports: ports, nodes: node, ..Settings::default() };
-        let config = Config { manifests, listen, socket, settings, record, record_limit };
+        let (_, flows) = own_flows(&flows)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .context("cannot start the event loop")?;
-        runtime.block_on(run::run(config, |settings| Ok(Kernel::load(settings.watched_ports.iter().copied())?)))?;
+        let source = if manifests.is_empty() {
+            if node.is_empty() {
+                node.extend(std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty()));
+            }
+            let settings = Box::new(watched(pods, &node)?);
+            let config = Box::new(runtime.block_on(run::connection(kubeconfig.as_deref()))?);
+            Source::Kubernetes { config, settings }
+        } else {
+            Source::Manifests(manifests)
+        };
+        let settings = Settings { window, grace, watched_ports: ports, nodes: node, flows, ..Settings::default() };
+        let config = Config { source, listen, socket, settings, record, record_limit };
+        let load = |settings: &Settings| Ok(Kernel::load(settings.watched_ports.iter().copied(), btf)?);
+        runtime.block_on(run::run(config, load))?;
         Ok(Exit::Fine)
+    }
+}
+
+/// What is watched in a cluster.
+fn watched(pods: WhichPods, nodes: &[String]) -> anyhow::Result<watch::Settings> {
+    match (pods, nodes) {
+        (WhichPods::All, _) => Ok(watch::Settings::all()),
+        (WhichPods::Own, [node]) => Ok(watch::Settings::for_node(node)),
+        (WhichPods::Own, _) => bail!(
+            "which pods are this node's? give one --node NAME (in a pod: WEIR_NODE from spec.nodeName), or --pods all"
+        ),
     }
 }
 

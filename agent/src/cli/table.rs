@@ -133,6 +133,12 @@ fn lines(cells: &[Cell], widths: &[usize], out: &mut String) {
     }
 }
 
+/// Text on lines that are not too long, broken between words only, with its newline.
+pub fn wrap(text: &str) -> String {
+    let lines = textwrap::wrap(text, options(WIDTH).subsequent_indent(NOTE_INDENT));
+    lines.iter().flat_map(|line| [line.trim_end(), "\n"]).collect()
+}
+
 /// A state's colour.
 fn style(state: State) -> Style {
     let colour = |colour: AnsiColor| Style::new().fg_color(Some(colour.into()));

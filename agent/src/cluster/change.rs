@@ -1,5 +1,6 @@
 //! What a source of cluster objects says: the same for the API server and for manifests.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,6 +8,8 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use weir_engine::cluster::{Key, Kind, Object, Origin};
+
+use super::manifests::Problem;
 
 /// One step of a cluster source. Applied in order, they make the engine's cluster what the source last knew.
 #[derive(Clone, Debug)]
@@ -20,13 +23,31 @@ pub enum Change {
     },
     /// An object is gone, or no longer this node's concern.
     Delete(Key),
-    /// The API server was asked, and no running pod or node has this address: whoever sends from it is outside of the cluster.
-    /// Before this, or an object with the address, its identity is unknown. Only for addresses that were asked for.
-    Nobody(IpAddr),
+    /// The API server was asked who has an address; the objects found have been applied before. Until then the identity of an
+    /// address that no object has is unknown. Only for addresses that were asked for.
+    Answered {
+        /// Which one.
+        address: IpAddr,
+        /// A running pod or a node has it; else whoever sends from it is outside of the cluster.
+        somebody: bool,
+    },
     /// Everything that decisions rest on has been said once. Comes at most once.
     Synced,
     /// A part of the source changed its state.
     Health(Health),
+    /// Manifests were read.
+    Read(Reading),
+}
+
+/// What manifests hold besides objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// What is wrong with them: all problems there are now, not only new ones.
+    pub problems: Vec<Problem>,
+    /// Objects that Weir does not read, by `apiVersion kind`.
+    pub ignored: BTreeMap<String, usize>,
+    /// Files known.
+    pub files: usize,
 }
 
 /// An object as Kubernetes writes it, as far as it was kept; what a recording holds.

@@ -57,7 +57,11 @@ async fn livez(Shared(server): Shared<Server>) -> Response {
 async fn readyz(Shared(server): Shared<Server>) -> Response {
     match server.views.get().await {
         Ok(view) => match view.not_ready() {
-            None => "ok\n".into_response(),
+            // What is known is served however old it is; who asks is told.
+            None => match view.agent.degraded() {
+                None => "ok\n".into_response(),
+                Some(parts) => format!("ok, with an old view of the cluster: {parts}\n").into_response(),
+            },
             Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")).into_response(),
         },
         Err(error) => unavailable(error),

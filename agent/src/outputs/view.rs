@@ -39,6 +39,20 @@ pub struct AgentView {
     pub parts: Vec<PartView>,
 }
 
+impl AgentView {
+    /// The parts of the view of the cluster that are not current, with their age and why; none if all are.
+    #[must_use]
+    pub fn degraded(&self) -> Option<String> {
+        let fine = |state: &str| state == State::Current.as_str() || state == State::Absent.as_str();
+        let parts = self.parts.iter().filter(|p| !fine(&p.state)).map(|p| {
+            let reason = p.reason.as_deref().map_or(String::new(), |reason| format!(", {reason}"));
+            format!("{} {} for {} s{reason}", p.part, p.state, p.age_seconds)
+        });
+        let parts: Vec<String> = parts.collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+}
+
 /// One part of what an API server says, and how old it may be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartView {
@@ -48,6 +62,9 @@ pub struct PartView {
     pub state: String,
     /// Why it is not current.
     pub reason: Option<Arc<str>>,
+    /// Objects of it that could not be decoded; their last good versions stay in force.
+    #[serde(default)]
+    pub undecodable: u32,
     /// Seconds since the API server last confirmed it, or since the start where it never did; 0 while it is current.
     pub age_seconds: u64,
 }
@@ -66,6 +83,7 @@ impl PartView {
             part: health.part.clone(),
             state: health.state.as_str().to_owned(),
             reason: health.reason.clone(),
+            undecodable: health.undecodable,
             age_seconds: age.as_secs(),
         }
     }
@@ -87,7 +105,8 @@ impl View {
     #[must_use]
     pub fn not_ready(&self) -> Option<String> {
         if !self.snapshot.synced {
-            return Some("cluster objects are not loaded yet".to_owned());
+            let missing = self.agent.degraded().map_or(String::new(), |parts| format!(": {parts}"));
+            return Some(format!("cluster objects are not loaded yet{missing}"));
         }
         if self.agent.probes.iter().any(|p| p.active) {
             return None;

@@ -1,6 +1,7 @@
 //! The probes as the event loop's observer: events become observations with the running kernel's names.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use weir_common::Event;
 use weir_engine::observation::Observation;
@@ -22,8 +23,9 @@ impl Kernel {
     ///
     /// # Errors
     /// [`ProbeError`]; every message says what to do.
-    pub fn load(ports: impl IntoIterator<Item = u16>) -> Result<Self, ProbeError> {
-        let settings = ProbeSettings { ports: ports.into_iter().collect::<BTreeSet<_>>(), ..ProbeSettings::default() };
+    pub fn load(ports: impl IntoIterator<Item = u16>, btf: PathBuf) -> Result<Self, ProbeError> {
+        let ports = ports.into_iter().collect::<BTreeSet<_>>();
+        let settings = ProbeSettings { ports, btf, ..ProbeSettings::default() };
         let probes = Probes::load(&settings)?;
         for ProbeStatus { name, hook, active, reason } in probes.status() {
             match reason {

@@ -4,6 +4,7 @@ mod clock;
 mod event_loop;
 mod kernel;
 pub mod record;
+mod source;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -13,29 +14,28 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tracing::{error, info};
 use weir_engine::engine::{Engine, Settings};
 
-use crate::cluster::manifests::{Keep, Update, Watch};
-use crate::outputs::socket::Socket;
+use crate::outputs::socket::{BindError, Socket};
 use crate::outputs::{Views, http};
+use crate::probes::host;
 
 pub use clock::Clock;
 pub use event_loop::{EventLoop, Observer};
 pub use kernel::Kernel;
 pub use record::Recorder;
+pub use source::{Source, connection};
 
-/// How often manifests are looked at.
-const POLL: Duration = Duration::from_millis(250);
 /// How long clients get to finish when the agent stops.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What `weir run` was told.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Files and folders with cluster objects.
-    pub manifests: Vec<PathBuf>,
+    /// Where cluster objects come from.
+    pub source: Source,
     /// Where metrics and pages are served.
     pub listen: SocketAddr,
     /// Where the command line asks.
@@ -59,7 +59,7 @@ pub async fn run<O: Observer>(
     run_until(config, observe, stop_signal).await
 }
 
-/// Like [`run`], until what `stop` gives is done. It is asked when the manifests have been read and before anything is made
+/// Like [`run`], until what `stop` gives is done. It is asked when manifests have been read and before anything is made
 /// that has to be cleaned up.
 ///
 /// # Errors
@@ -69,12 +69,12 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
     observe: impl FnOnce(&Settings) -> anyhow::Result<O>,
     stop: impl FnOnce() -> anyhow::Result<S>,
 ) -> anyhow::Result<()> {
-    let Config { manifests, listen, socket, mut settings, record, record_limit } = config;
+    let Config { source, listen, socket, mut settings, record, record_limit } = config;
     let clock = Clock::start();
     settings.wall_offset_ns = clock.wall_offset_ns();
 
-    let keep = if record.is_some() { Keep::Value } else { Keep::Object };
-    let (manifests, first) = Watch::new(manifests, keep)?;
+    settings.lookups = source.looks_up();
+    let mut source = source.start()?;
     // Until here a signal simply ends the process: there is nothing to clean up.
     let stopped = stop()?;
     let listener = TcpListener::bind(listen).await.map_err(|e| {
@@ -82,20 +82,19 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
     })?;
     let address = listener.local_addr()?;
     let socket_path = socket;
-    let socket = Socket::bind(&socket_path)?;
+    let socket = Socket::bind(&socket_path).map_err(unprivileged)?;
     let recorder = record.map(|path| Recorder::create(&path, &settings, record_limit)).transpose()?;
     let observer = observe(&settings)?;
 
     let (views, requests) = Views::channel();
-    let updates = follow(manifests);
-    let mut event_loop = EventLoop::new(Engine::new(settings), clock, observer, recorder);
-    event_loop.load(first)?;
+    let lookups = source.lookups().filter(|_| settings.lookups);
+    let event_loop = EventLoop::new(Engine::new(settings), clock, observer, recorder, lookups);
     info!(version = env!("CARGO_PKG_VERSION"), http = %address, socket = %socket_path.display(), "weir runs");
 
     let (tell, told) = watch::channel(());
     let server = tokio::spawn(http::serve(listener, views.clone(), until_closed(told)));
     let ended = tokio::select! {
-        ended = event_loop.run(updates, requests, stopped) => ended,
+        ended = event_loop.run(source.changes(), requests, stopped) => ended,
         never = socket.serve(views) => match never {},
     };
     drop(tell);
@@ -107,6 +106,16 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
         info!("weir stops");
     }
     ended
+}
+
+/// Who may not even make the socket lacks more than a folder, as a rule: say first what running the agent takes.
+fn unprivileged(error: BindError) -> anyhow::Error {
+    match &error {
+        BindError::Failed { cause, .. } if cause.kind() == std::io::ErrorKind::PermissionDenied => {
+            host::require_capabilities().err().map_or_else(|| error.into(), Into::into)
+        }
+        BindError::Failed { .. } | BindError::Taken(_) | BindError::NotASocket(_) => error.into(),
+    }
 }
 
 async fn until_closed(mut told: watch::Receiver<()>) {
@@ -123,22 +132,6 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
         }
     })
-}
-
-/// Looks at the manifests from a thread of its own: parsing thousands of objects must not hold up the engine.
-fn follow(mut manifests: Watch) -> mpsc::Receiver<Update> {
-    let (send, updates) = mpsc::channel(1);
-    std::thread::spawn(move || {
-        while !send.is_closed() {
-            std::thread::sleep(POLL);
-            if let Some(update) = manifests.poll()
-                && send.blocking_send(update).is_err()
-            {
-                return;
-            }
-        }
-    });
-    updates
 }
 
 /// What a future becomes that may be absent.

@@ -8,6 +8,8 @@ mod host;
 mod keys;
 mod providers;
 mod routes;
+#[cfg(test)]
+mod tests;
 mod waypoints;
 
 use std::collections::{BTreeMap, BTreeSet};

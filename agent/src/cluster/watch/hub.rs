@@ -30,8 +30,8 @@ pub(super) enum News {
     Kept(Key),
     /// An object is gone from this watch.
     Deleted(Key),
-    /// No object has this address.
-    Nobody(IpAddr),
+    /// Who has this address was looked up: somebody, or nobody.
+    Answered(IpAddr, bool),
     /// All objects have been said; what was not said since `Begin` is gone.
     Complete,
     /// How the watch is doing. The first one makes it known.
@@ -111,7 +111,7 @@ impl Hub {
                 }
             }
             News::Deleted(key) => self.release(watch, &key, out),
-            News::Nobody(address) => out.push(Change::Nobody(address)),
+            News::Answered(address, somebody) => out.push(Change::Answered { address, somebody }),
             News::Complete => {
                 if let Some(w) = self.watches.get_mut(&watch) {
                     w.complete = true;

@@ -75,6 +75,11 @@ impl Lookups {
         self.wish(Wish { about: About::Address(address.to_canonical()), age: Some(age), known: true });
     }
 
+    /// An answer is waited for: what is known, be it "nobody", must not be older than this.
+    pub fn ask(&self, address: IpAddr, age: Duration) {
+        self.wish(Wish { about: About::Address(address.to_canonical()), age: Some(age), known: false });
+    }
+
     fn wish(&self, wish: Wish) {
         let local = match wish.about {
             About::Address(address) => is_local(address),
@@ -276,7 +281,7 @@ impl Lookup {
         entry.answered = Some(now);
         let Answer::Found(found) = answer else {
             entry.again = now + self.settings.check.mul_f64(1.0 + fastrand::f64() / 4.0);
-            return Ok(());
+            return self.tell_answer(about, true).await;
         };
         let nobody = found.is_empty();
         if nobody {
@@ -292,9 +297,13 @@ impl Lookup {
             self.say(News::Applied(Box::new(applied))).await?;
         }
         self.release(before).await?;
+        self.tell_answer(about, !nobody).await
+    }
+
+    async fn tell_answer(&self, about: About, somebody: bool) -> Result<(), Deaf> {
         match about {
-            About::Address(address) if nobody => self.say(News::Nobody(address)).await,
-            About::Address(_) | About::Service(_) => Ok(()),
+            About::Address(address) => self.say(News::Answered(address, somebody)).await,
+            About::Service(_) => Ok(()),
         }
     }
 
