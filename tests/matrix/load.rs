@@ -28,6 +28,8 @@ const FLOOD: Duration = Duration::from_secs(2);
 const FLOOD_RATE: u64 = 50_000;
 /// Connections a second that the healthy traffic aims at.
 const HEALTHY_RATE: u64 = 5_000;
+/// Clients that make them.
+const CLIENTS: u64 = 4;
 /// Events that surely do not fit: four for each connection of about 100 bytes each, into a mebibyte.
 const OVERRUN: u64 = 12_000;
 
@@ -190,7 +192,7 @@ impl Stage<'_> {
     fn connect(&self, stop: &AtomicBool, count: &AtomicU64) -> Result<()> {
         let (client, _, to) = self.address(self.healthy)?;
         thread::scope(|scope| {
-            let running: Vec<_> = (0..2)
+            let running: Vec<_> = (0..CLIENTS)
                 .map(|_| {
                     scope.spawn(move || {
                         client.run(|| {
@@ -202,7 +204,7 @@ impl Stage<'_> {
                                 socket.connect_timeout(&to.into(), Duration::from_secs(2))?;
                                 own += 1;
                                 count.fetch_add(1, Ordering::Relaxed);
-                                pace(begin, own, HEALTHY_RATE / 2);
+                                pace(begin, own, HEALTHY_RATE / CLIENTS);
                             }
                             Ok(())
                         })

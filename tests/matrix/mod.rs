@@ -166,6 +166,9 @@ impl Cause {
     pub fn allowed(&self, model: Model) -> Vec<&'static str> {
         let policy_class = self.classes.iter().any(|class| policy_capable(class));
         match (self.truth, model) {
+            // On a machine that is busy a moment is long, and then nothing has answered for long enough to say so.
+            (_, Model::DoesNotAdmit) if self.act == Act::GivesUp => vec!["at-risk", "predicted", "unknown"],
+            (_, Model::Admits) if self.act == Act::GivesUp => vec!["silent", "failing", "unknown"],
             (Truth::Policy, Model::DoesNotAdmit) => vec!["denied"],
             (Truth::Policy | Truth::Answer, Model::Admits) => vec!["unexplained"],
             (Truth::Answer, Model::DoesNotAdmit) => vec!["predicted"],
@@ -181,7 +184,7 @@ impl Cause {
 
     /// Whether an attempt is seen that says something.
     pub fn shown(&self) -> bool {
-        !matches!(self.tcp, ["none"] | ["cancelled"])
+        !matches!(self.tcp, ["none"] | ["cancelled", ..])
     }
 
     /// The outcomes that are right; empty if there is no such cell.

@@ -84,9 +84,10 @@ impl Report {
     /// The closing lines: counts, then what is wrong.
     pub fn summary(&self) -> String {
         let mut text = String::new();
-        for (cause, place, reason) in &self.not_made {
-            let reason = reason.lines().next().unwrap_or_default();
-            let _ = writeln!(text, "SKIPPED: {cause} ({place}): {reason}");
+        let causes: BTreeMap<&str, &str> =
+            self.not_made.iter().map(|(cause, _, why)| (cause.as_str(), why.as_str())).collect();
+        for (cause, reason) in causes {
+            let _ = writeln!(text, "SKIPPED: matrix, {cause}: {reason}");
         }
         let mut seen = BTreeSet::new();
         for cell in self.wrong() {
@@ -142,7 +143,7 @@ impl Report {
         if !self.not_made.is_empty() {
             text.push_str("### Not made on this kernel\n\n| cause | place | reason |\n|---|---|---|\n");
             for (cause, place, reason) in &self.not_made {
-                let _ = writeln!(text, "| {cause} | {place} | {} |", reason.lines().next().unwrap_or_default());
+                let _ = writeln!(text, "| {cause} | {place} | {} |", reason);
             }
             text.push('\n');
         }
