@@ -130,7 +130,8 @@ const HOOKS: [(&str, &str); 7] = [
 
 /// An empty program on each hook that this kernel has, with its id.
 fn empty(settings: &ProbeSettings) -> Result<BTreeMap<&'static str, (Ebpf, u32)>> {
-    let object = std::env::var_os("WEIR_EBPF").context("WEIR_EBPF names no probe object: run `cargo xtask bench probes`")?;
+    let object =
+        std::env::var_os("WEIR_EBPF").context("WEIR_EBPF names no probe object: run `cargo xtask bench probes`")?;
     let object = fs::read(&object).with_context(|| Path::new(&object).display().to_string())?;
     let btf = Btf::parse_file(&settings.btf, aya::Endianness::default())?;
     let mut all = BTreeMap::new();
@@ -152,8 +153,7 @@ fn counted() -> Result<BTreeMap<u32, RunStats>> {
     for entry in fs::read_dir("/proc/self/fdinfo")?.flatten() {
         let text = fs::read_to_string(entry.path()).unwrap_or_default();
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
-        if let (Some(id), Some(nanoseconds), Some(runs)) =
-            (field("prog_id:"), field("run_time_ns:"), field("run_cnt:"))
+        if let (Some(id), Some(nanoseconds), Some(runs)) = (field("prog_id:"), field("run_time_ns:"), field("run_cnt:"))
         {
             stats.insert(u32::try_from(id)?, RunStats { nanoseconds, runs });
         }

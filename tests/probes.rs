@@ -54,7 +54,8 @@ impl World {
         };
         for status in probes.status() {
             // What an older kernel does not have is no failure, and must be said so.
-            let lacks = status.reason.as_deref().is_some_and(|reason| reason.starts_with("this kernel has no tracepoint"));
+            let lacks =
+                status.reason.as_deref().is_some_and(|reason| reason.starts_with("this kernel has no tracepoint"));
             let optional = matches!(status.name, "socket_error" | "icmp_sent");
             ensure!(status.active || optional && lacks, "{}: {:?}", status.name, status.reason);
         }
@@ -464,10 +465,8 @@ fn a_listener_that_answers_again_shows_that_the_way_back_is_blocked() -> Result<
     world.node.nft("table inet t { chain f { type filter hook forward priority 0\n tcp sport 8080 drop\n }\n }\n")?;
     for server in SERVERS {
         let events = world.observe(|world| {
-            let attempt = Attempt {
-                timeout: Duration::from_millis(1500),
-                ..Attempt::new(Protocol::Tcp, address(server, 8080)?)
-            };
+            let attempt =
+                Attempt { timeout: Duration::from_millis(1500), ..Attempt::new(Protocol::Tcp, address(server, 8080)?) };
             assert_eq!(attempt.run(&world.client)?.outcome, Outcome::GaveUp);
             Ok(())
         })?;

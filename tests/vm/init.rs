@@ -47,7 +47,8 @@ fn main() {
 fn guest() -> Result<i32> {
     for (kind, place) in MOUNTS {
         fs::create_dir_all(place).with_context(|| place.to_owned())?;
-        mount(Some(kind), place, Some(kind), MsFlags::empty(), None::<&str>).with_context(|| format!("mount {place}"))?;
+        mount(Some(kind), place, Some(kind), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("mount {place}"))?;
     }
     for module in fs::read_to_string("/modules/order").context("/modules/order")?.lines() {
         let file = File::open(Path::new("/modules").join(format!("{module}.ko"))).context(module.to_owned())?;

@@ -24,7 +24,9 @@ impl Bench {
     pub fn run(self) -> Result<ExitCode> {
         let Self { what: What::Probes } = self;
         if !tools::is_root() {
-            bail!("the bench attaches probes and makes network namespaces: run it as root (`sudo -E cargo xtask bench probes`)");
+            bail!(
+                "the bench attaches probes and makes network namespaces: run it as root (`sudo -E cargo xtask bench probes`)"
+            );
         }
         let object = build_ebpf::build()?;
         let mut cargo = tools::cargo();

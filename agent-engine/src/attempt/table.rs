@@ -13,8 +13,8 @@ use super::decide::{Ending, decide};
 use super::open::{FlowKey, Id, Open, key};
 use super::{Attempt, JoinedDrop, Outcome};
 use crate::observation::{
-    Accepted, AnswerRetransmit, AttemptEnd, AttemptStart, DropClass, IcmpSent, PacketDrop, Retransmit, SocketError, Tuple,
-    UdpEnd,
+    Accepted, AnswerRetransmit, AttemptEnd, AttemptStart, DropClass, IcmpSent, PacketDrop, Retransmit, SocketError,
+    Tuple, UdpEnd,
 };
 use crate::time::Time;
 use crate::words::Protocol;

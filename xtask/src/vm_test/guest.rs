@@ -16,11 +16,42 @@ use crate::tools;
 
 /// What the tests use of the kernel that Debian builds as modules. A kernel that has one built in or not at all goes without.
 const MODULES: [&str; 36] = [
-    "veth", "bridge", "dummy", "tun", "netkit", "sch_ingress", "sch_netem", "cls_bpf", "cls_matchall", "act_bpf", "act_gact",
-    "nf_tables", "nft_ct", "nft_counter", "nft_limit", "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6",
-    "nft_chain_nat", "nft_nat", "nft_masq", "nft_redir", "nft_queue", "nfnetlink_queue", "nft_fib_inet", "nft_compat",
-    "iptable_filter", "ip6table_filter", "ipt_REJECT", "ip6t_REJECT", "xt_tcpudp", "xt_conntrack", "xt_state",
-    "inet_diag", "tcp_diag", "nf_conntrack_netlink",
+    "veth",
+    "bridge",
+    "dummy",
+    "tun",
+    "netkit",
+    "sch_ingress",
+    "sch_netem",
+    "cls_bpf",
+    "cls_matchall",
+    "act_bpf",
+    "act_gact",
+    "nf_tables",
+    "nft_ct",
+    "nft_counter",
+    "nft_limit",
+    "nft_reject_inet",
+    "nft_reject_ipv4",
+    "nft_reject_ipv6",
+    "nft_chain_nat",
+    "nft_nat",
+    "nft_masq",
+    "nft_redir",
+    "nft_queue",
+    "nfnetlink_queue",
+    "nft_fib_inet",
+    "nft_compat",
+    "iptable_filter",
+    "ip6table_filter",
+    "ipt_REJECT",
+    "ip6t_REJECT",
+    "xt_tcpudp",
+    "xt_conntrack",
+    "xt_state",
+    "inet_diag",
+    "tcp_diag",
+    "nf_conntrack_netlink",
 ];
 
 /// Programs of this machine that the tests call.
@@ -72,7 +103,8 @@ impl Tree {
     fn write(&self, path: &Path) -> Result<()> {
         let mut folders = BTreeSet::new();
         for file in self.0.keys() {
-            let parents = Path::new(file).ancestors().skip(1).filter_map(Path::to_str).filter(|parent| !parent.is_empty());
+            let parents =
+                Path::new(file).ancestors().skip(1).filter_map(Path::to_str).filter(|parent| !parent.is_empty());
             folders.extend(parents.map(str::to_owned));
         }
         folders.extend(["dev", "proc", "sys", "run", "tmp"].map(str::to_owned));
@@ -81,9 +113,11 @@ impl Tree {
         // The kernel opens it before process 1 can mount anything.
         let console = NewcBuilder::new("dev/console").set_mode_file_type(ModeFileType::Char).mode(0o020_600);
         entries.push((console.rdev_major(5).rdev_minor(1), Cursor::new(Vec::new())));
-        entries.extend(self.0.iter().map(|(name, (bytes, mode))| {
-            (entry(name, ModeFileType::Regular, *mode), Cursor::new(bytes.clone()))
-        }));
+        entries.extend(
+            self.0
+                .iter()
+                .map(|(name, (bytes, mode))| (entry(name, ModeFileType::Regular, *mode), Cursor::new(bytes.clone()))),
+        );
         let file = File::create(path).with_context(|| path.display().to_string())?;
         write_cpio(entries.into_iter(), BufWriter::new(file)).context("writing the guest's file system")?;
         Ok(())

@@ -118,7 +118,9 @@ impl Apt {
         fs::write(folder.join("status"), "")?;
         let apt = Self { folder };
         let fresh = |path: &Path| {
-            let age = |path: &Path| SystemTime::now().duration_since(fs::metadata(path)?.modified()?).map_err(anyhow::Error::from);
+            let age = |path: &Path| {
+                SystemTime::now().duration_since(fs::metadata(path)?.modified()?).map_err(anyhow::Error::from)
+            };
             find(path, &|name| name.ends_with("Packages") || name.contains("_Packages"))
                 .is_some_and(|list| age(&list).is_ok_and(|age| age < STALE))
         };
@@ -153,7 +155,12 @@ impl Apt {
 
     fn said(&self, program: &str, arguments: &[&str]) -> Result<String> {
         let output = self.command(program).args(arguments).output().with_context(|| program.to_owned())?;
-        ensure!(output.status.success(), "{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            output.status.success(),
+            "{program} {}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
@@ -170,7 +177,8 @@ impl Apt {
         for image in images {
             let version = image.trim_start_matches("linux-image-");
             let shown = self.said("apt-cache", &["show", &image])?;
-            let depends = shown.lines().filter_map(|line| line.strip_prefix("Depends: ")).flat_map(|line| line.split(", "));
+            let depends =
+                shown.lines().filter_map(|line| line.strip_prefix("Depends: ")).flat_map(|line| line.split(", "));
             let mut parts: Vec<String> = depends
                 .filter_map(|package| package.split(' ').next())
                 .filter(|package| package.starts_with("linux-") && package.ends_with(version))
@@ -179,7 +187,8 @@ impl Apt {
             parts.sort();
             parts.dedup();
             let known = |package: &String| {
-                self.names(&format!("^{}$", package.replace('.', r"\.").replace('+', r"\+"))).is_ok_and(|found| !found.is_empty())
+                self.names(&format!("^{}$", package.replace('.', r"\.").replace('+', r"\+")))
+                    .is_ok_and(|found| !found.is_empty())
             };
             if parts.iter().all(known) {
                 parts.insert(0, image);
@@ -216,14 +225,23 @@ pub fn install_from_backports(suite: &str, package: &str) -> Result<()> {
     ] {
         command.args(["-o", &format!("{option}={}", path.display())]);
     }
-    command.args(["-o", "APT::Sandbox::User=root", "--quiet", "--quiet", "install", "--yes", "--no-install-recommends"]);
+    command.args([
+        "-o",
+        "APT::Sandbox::User=root",
+        "--quiet",
+        "--quiet",
+        "install",
+        "--yes",
+        "--no-install-recommends",
+    ]);
     command.args(["--target-release", &format!("{suite}-backports"), package]).env("DEBIAN_FRONTEND", "noninteractive");
     tools::run(&mut command)
 }
 
 /// The mirror that this machine uses, or Debian's own.
 pub fn mirror() -> String {
-    let sites = tools::output("apt-get", &["indextargets", "--format", "$(SITE)", "Created-By: Packages"]).unwrap_or_default();
+    let sites =
+        tools::output("apt-get", &["indextargets", "--format", "$(SITE)", "Created-By: Packages"]).unwrap_or_default();
     let debian = sites.lines().map(|site| site.trim_end_matches('/')).find(|site| site.ends_with("/debian"));
     debian.unwrap_or("http://deb.debian.org/debian").to_owned()
 }

@@ -83,13 +83,15 @@ fn summary(console: &str) -> String {
 }
 
 fn failures(console: &str) -> String {
-    let ended = |line: &str, end: &str| line.trim_end().strip_suffix(end).map(|name| name.trim_start_matches("test ").to_owned());
+    let ended = |line: &str, end: &str| {
+        line.trim_end().strip_suffix(end).map(|name| name.trim_start_matches("test ").to_owned())
+    };
     let failed: Vec<_> = console.lines().filter_map(|line| ended(line, " ... FAILED")).collect();
     if !failed.is_empty() {
         return failed.join(", ");
     }
-    let commands = console.lines().filter(|line| line.starts_with("VM: ") && !line.contains(": exit 0 after"));
-    commands.last().unwrap_or("process 1").trim_end().trim_start_matches("VM: ").to_owned()
+    let mut commands = console.lines().filter(|line| line.starts_with("VM: ") && !line.contains(": exit 0 after"));
+    commands.next_back().unwrap_or("process 1").trim_end().trim_start_matches("VM: ").to_owned()
 }
 
 /// Finds QEMU, or installs it: from backports where the release itself has only an old one.
@@ -160,7 +162,8 @@ mod tests {
     #[test]
     fn a_failed_test_a_panic_and_a_hang_are_told_apart() {
         let limit = Duration::from_secs(9);
-        let passed = "VM: a\ntest x ... ok\ntest result: ok. 12 passed; 0 failed\nVM: a: exit 0 after 1.0 s\nVM-EXIT:0\n";
+        let passed =
+            "VM: a\ntest x ... ok\ntest result: ok. 12 passed; 0 failed\nVM: a: exit 0 after 1.0 s\nVM-EXIT:0\n";
         let failed = "test x ... FAILED\ntest result: FAILED. 1 passed\nVM: a: exit 101 after 1.0 s\nVM-EXIT:101\n";
         let doctor = "VM: weir doctor: exit 2 after 1.0 s\nVM: a: exit 0 after 1.0 s\nVM-EXIT:2\n";
         let panicked = "VM: a\n[ 1.0] Kernel panic - not syncing: Attempted to kill init!\n[ 1.0] ---[ end\n";
