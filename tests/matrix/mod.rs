@@ -7,6 +7,7 @@
 pub mod bpf;
 mod cgroup;
 mod conntrack;
+pub mod document;
 mod load;
 mod nfq;
 mod programs;
@@ -22,7 +23,7 @@ use std::any::Any;
 use std::fmt;
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::clients::Waiting;
 use crate::fixture::Protocol;
@@ -32,7 +33,7 @@ use crate::ipv6::Family;
 pub type Held = Option<Box<dyn Any + Send + Sync>>;
 
 /// Where a cause sits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
     /// In the client's own network namespace.
@@ -110,7 +111,7 @@ pub struct Cause {
 }
 
 /// Which policies an agent was given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Model {
     /// None: everything is admitted.
@@ -120,7 +121,7 @@ pub enum Model {
 }
 
 /// What an agent said of one pair of pods.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Said {
     /// State of the pair; empty if there was no such pair.
     pub state: String,
@@ -137,7 +138,7 @@ pub struct Said {
 }
 
 /// One cell of the matrix.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cell {
     /// The cause.
     pub cause: String,
@@ -156,7 +157,7 @@ pub struct Cell {
     /// What was reported.
     pub said: Said,
     /// States that are right.
-    pub allowed: Vec<&'static str>,
+    pub allowed: Vec<String>,
     /// What is wrong with it; empty if nothing is.
     pub faults: Vec<String>,
 }

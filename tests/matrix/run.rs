@@ -194,7 +194,7 @@ fn round(
                         },
                         model,
                         client: clients[index].clone(),
-                        allowed: lane.cause.allowed(model),
+                        allowed: lane.cause.allowed(model).into_iter().map(str::to_owned).collect(),
                         faults: lane.cause.faults(model, protocol, &said),
                         said,
                     });

@@ -1,7 +1,7 @@
 //! Process 1 of a test guest: mounts what a machine has, loads modules, runs programs, says how they ended, stops the machine.
 //!
 //! `/modules/order` names the modules in the order in which they can be loaded; `/commands` holds one command per line, its
-//! words separated by spaces. Everything is said on the console, which is the standard output; the last line is
+//! words separated by spaces; what they write to `/tmp/out` leaves the guest. Everything is said on the console, which is the standard output; the last line is
 //! `VM-EXIT:CODE` with the first exit code that was not 0. A panic here is a panic of the kernel, and meant to be seen.
 
 use std::fs::{self, File};
@@ -58,6 +58,11 @@ fn guest() -> Result<i32> {
         }
     }
     let _ = run("ip link set lo up");
+    for entry in
+        fs::read_dir("/dev")?.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("vport"))
+    {
+        std::os::unix::fs::symlink(entry.path(), "/tmp/out")?;
+    }
     let mut first = 0;
     for command in fs::read_to_string("/commands").context("/commands")?.lines() {
         println!("VM: {command}");

@@ -10,7 +10,7 @@ mod machine;
 use std::{
     io::{BufRead as _, BufReader},
     path::PathBuf,
-    process::{ExitCode, Stdio},
+    process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
@@ -35,25 +35,31 @@ pub struct VmTest {
     #[arg(long)]
     refresh: bool,
     /// Seconds after which a guest counts as hung.
-    #[arg(long, default_value_t = 420)]
+    #[arg(long, default_value_t = LIMIT)]
     limit: u64,
     /// Print all that the guests print, not only of those that failed.
     #[arg(long, short)]
     verbose: bool,
+    /// Both address families, blocking and non-blocking connects and floods in the matrix, not only the short one.
+    #[arg(long)]
+    full: bool,
 }
 
 /// What `cargo xtask test` runs: the oldest kernel, the one that is most in use, and the newest.
 const QUICK: [&str; 3] = ["5.10", "6.1", "7.2"];
 
+/// Seconds for a guest: about four times what one takes on two processors with nothing else to do.
+const LIMIT: u64 = 600;
+
 impl VmTest {
     /// Exit codes: 0 all passed, 1 a test failed, 2 could not be run, 3 a kernel panicked, 4 a guest hung.
     pub fn run(self) -> Result<ExitCode> {
-        let Self { kernels, quick, filter, refresh, limit, verbose } = self;
+        let Self { kernels, quick, filter, refresh, limit, verbose, full } = self;
         if quick {
             return Ok(if self::quick()? { ExitCode::SUCCESS } else { ExitCode::from(1) });
         }
         let chosen = kernels::choose(&kernels)?;
-        let options = Options { filter, refresh, limit: Duration::from_secs(limit), verbose };
+        let options = Options { filter, refresh, limit: Duration::from_secs(limit), verbose, full, document: true };
         Ok(ExitCode::from(all(&chosen, &options)?))
     }
 }
@@ -64,7 +70,14 @@ impl VmTest {
 /// The guests could not be run at all: no packages, no QEMU, nothing built.
 pub fn quick() -> Result<bool> {
     let chosen = kernels::choose(&QUICK.map(str::to_owned))?;
-    let options = Options { filter: None, refresh: false, limit: Duration::from_secs(420), verbose: false };
+    let options = Options {
+        filter: None,
+        refresh: false,
+        limit: Duration::from_secs(LIMIT),
+        verbose: false,
+        full: false,
+        document: false,
+    };
     Ok(all(&chosen, &options)? == 0)
 }
 
@@ -73,6 +86,9 @@ struct Options {
     refresh: bool,
     limit: Duration,
     verbose: bool,
+    full: bool,
+    /// Put what the matrix found into the documentation.
+    document: bool,
 }
 
 fn all(chosen: &[&'static Kernel], options: &Options) -> Result<u8> {
@@ -105,21 +121,37 @@ fn one(kernel: &Kernel, qemu: &machine::Qemu, programs: &[PathBuf], options: &Op
     if let Some(filter) = &options.filter {
         tests = format!("{tests} {filter}");
     }
-    let initrd = guest::build(&files, programs, &["/bin/weir doctor".to_owned(), tests])?;
-    let log = files.folder.join("console.log");
-    let ending = machine::run(qemu, &files.image, &initrd, options.limit, &log)?;
+    let matrix =
+        format!("/bin/weir-matrix --agent /bin/weir --json /tmp/out{}", if options.full { "" } else { " --quick" });
+    let mut commands = vec!["/bin/weir doctor".to_owned(), tests];
+    if options.filter.is_none() {
+        commands.push(matrix);
+    }
+    let initrd = guest::build(&files, programs, &commands)?;
+    let (log, out) = (files.folder.join("console.log"), files.folder.join("matrix.json"));
+    let _ = std::fs::remove_file(&out);
+    let ending = machine::run(qemu, &files.image, &initrd, options.limit, &log, &out)?;
     if options.verbose || ending.code() != 0 {
         eprint!("{}", std::fs::read_to_string(&log).unwrap_or_default());
     }
     eprintln!("console: {}", log.display());
+    if options.document && std::fs::metadata(&out).is_ok_and(|file| file.len() > 0) {
+        let document = tools::root().join("docs/accuracy.md");
+        let mut merge = Command::new(tools::built("weir-matrix"));
+        merge.arg("--read").arg(&out).arg("--markdown").arg(document).stdout(Stdio::null());
+        let status = merge.status().context("cannot start weir-matrix")?;
+        ensure!(status.code().is_some_and(|code| code < 2), "the guest's matrix cannot be read: {}", out.display());
+    }
     Ok(ending)
 }
 
-/// The agent, process 1 and the tests, in this order, as cargo leaves them.
+/// The agent, process 1, the matrix and the tests, in this order, as cargo leaves them.
 fn build() -> Result<Vec<PathBuf>> {
     let mut cargo = tools::cargo();
     tools::run(cargo.args(["build", "--quiet", "--package", "weir", "--bin", "weir"]))?;
-    tools::run(tools::cargo().args(["build", "--quiet", "--package", "weir-tests", "--bin", "weir-vm-init"]))?;
+    let mut cargo = tools::cargo();
+    cargo.args(["build", "--quiet", "--package", "weir-tests", "--bin", "weir-vm-init", "--bin", "weir-matrix"]);
+    tools::run(&mut cargo)?;
     let mut cargo = tools::cargo();
     cargo.args(["test", "--quiet", "--package", "weir-tests", "--features", "root", "--test", "probes", "--no-run"]);
     cargo.arg("--message-format=json").stdout(Stdio::piped());
@@ -133,5 +165,5 @@ fn build() -> Result<Vec<PathBuf>> {
     }
     ensure!(child.wait()?.success(), "building the probe tests failed");
     let Some(tests) = tests else { bail!("cargo did not say where the probe tests are") };
-    Ok(vec![tools::built("weir"), tools::built("weir-vm-init"), tests])
+    Ok(vec![tools::built("weir"), tools::built("weir-vm-init"), tools::built("weir-matrix"), tests])
 }

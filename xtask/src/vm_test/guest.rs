@@ -15,7 +15,7 @@ use super::kernels::Files;
 use crate::tools;
 
 /// What the tests use of the kernel that Debian builds as modules. A kernel that has one built in or not at all goes without.
-const MODULES: [&str; 36] = [
+const MODULES: [&str; 46] = [
     "veth",
     "bridge",
     "dummy",
@@ -25,6 +25,7 @@ const MODULES: [&str; 36] = [
     "sch_netem",
     "cls_bpf",
     "cls_matchall",
+    "cls_u32",
     "act_bpf",
     "act_gact",
     "nf_tables",
@@ -37,12 +38,21 @@ const MODULES: [&str; 36] = [
     "nft_chain_nat",
     "nft_nat",
     "nft_masq",
-    "nft_redir",
     "nft_queue",
     "nfnetlink_queue",
     "nft_fib_inet",
     "nft_compat",
     "iptable_filter",
+    "iptable_mangle",
+    "iptable_raw",
+    "ip6table_mangle",
+    "xt_NFQUEUE",
+    "nft_fib_ipv4",
+    "nft_fib_ipv6",
+    "nft_redir",
+    "nft_log",
+    "nf_tables_inet",
+    "nft_objref",
     "ip6table_filter",
     "ipt_REJECT",
     "ip6t_REJECT",
@@ -55,13 +65,16 @@ const MODULES: [&str; 36] = [
 ];
 
 /// Programs of this machine that the tests call.
-const TOOLS: [&str; 2] = ["ip", "nft"];
+const TOOLS: [&str; 7] = ["ip", "nft", "tc", "iptables-legacy", "ip6tables-legacy", "iptables-nft", "ip6tables-nft"];
 
-/// Writes the file system beside the kernel. `programs`: the agent, process 1, the tests.
+/// What the iptables programs load at run time.
+const EXTENSIONS: [&str; 2] = ["libxt_standard.so", "libxt_NFQUEUE.so"];
+
+/// Writes the file system beside the kernel. `programs`: the agent, process 1, the matrix, the tests.
 pub fn build(kernel: &Files, programs: &[PathBuf], commands: &[String]) -> Result<PathBuf> {
     let mut tree = Tree::default();
-    let [agent, init, tests] = programs else { anyhow::bail!("three programs make a guest") };
-    for (source, target) in [(agent, "bin/weir"), (init, "init"), (tests, "bin/probes")] {
+    let [agent, init, matrix, tests] = programs else { anyhow::bail!("four programs make a guest") };
+    for (source, target) in [(agent, "bin/weir"), (init, "init"), (matrix, "bin/weir-matrix"), (tests, "bin/probes")] {
         tree.program(source, target)?;
     }
     for name in TOOLS {
@@ -69,6 +82,14 @@ pub fn build(kernel: &Files, programs: &[PathBuf], commands: &[String]) -> Resul
         let path = path.into_iter().find(|path| path.is_file());
         let path = path.with_context(|| format!("no `{name}` on this machine: run `cargo xtask setup`"))?;
         tree.program(&path, &format!("bin/{name}"))?;
+    }
+    for folder in fs::read_dir("/usr/lib").into_iter().flatten().flatten() {
+        for name in EXTENSIONS {
+            let path = folder.path().join("xtables").join(name);
+            if let Ok(bytes) = fs::read(&path) {
+                tree.add(&path.to_string_lossy(), bytes, 0o755);
+            }
+        }
     }
     let order = modules(&kernel.folder, &mut tree)?;
     tree.add("modules/order", order.into_bytes(), 0o644);

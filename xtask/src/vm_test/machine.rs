@@ -119,11 +119,14 @@ fn install() -> Result<()> {
 }
 
 /// Boots the guest and reads its console until it stops or the time is over.
-pub fn run(qemu: &Qemu, image: &Path, initrd: &Path, limit: Duration, log: &Path) -> Result<Ending> {
+pub fn run(qemu: &Qemu, image: &Path, initrd: &Path, limit: Duration, log: &Path, out: &Path) -> Result<Ending> {
     let mut command = Command::new(QEMU);
     command
         .args(["-accel", "tcg,thread=multi", "-machine", "pc", "-cpu", "max", "-smp", &qemu.processors.to_string()])
-        .args(["-m", "1G", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
+        .args(["-m", "2G", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
+        // A way out of the guest for files: /dev/vport0p1, or 1p1.
+        .args(["-device", "virtio-serial", "-device", "virtserialport,chardev=out", "-chardev"])
+        .arg(format!("file,id=out,path={}", out.display()))
         .arg("-kernel")
         .arg(image)
         .arg("-initrd")
