@@ -5,10 +5,10 @@
 //! other they admit everything; with each round they change places, so that nothing seen before counts.
 
 pub mod bpf;
-mod cgroup;
+pub mod cgroup;
 mod conntrack;
 pub mod document;
-mod load;
+pub mod load;
 mod nfq;
 mod programs;
 pub mod report;
@@ -17,6 +17,7 @@ mod rules;
 pub mod run;
 mod sockets;
 pub mod table;
+pub mod traffic;
 pub mod world;
 
 use std::any::Any;

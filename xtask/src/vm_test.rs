@@ -123,10 +123,11 @@ fn one(kernel: &Kernel, qemu: &machine::Qemu, programs: &[PathBuf], options: &Op
     }
     let matrix =
         format!("/bin/weir-matrix --agent /bin/weir --json /tmp/out{}", if options.full { "" } else { " --quick" });
-    let mut commands = vec!["/bin/weir doctor".to_owned(), tests];
+    let mut commands = vec!["/bin/weir doctor".to_owned()];
     if options.filter.is_none() {
         commands.push(matrix);
     }
+    commands.push(tests);
     let initrd = guest::build(&files, programs, &commands)?;
     let (log, out) = (files.folder.join("console.log"), files.folder.join("matrix.json"));
     let _ = std::fs::remove_file(&out);
