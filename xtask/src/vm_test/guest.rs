@@ -15,7 +15,7 @@ use super::kernels::Files;
 use crate::tools;
 
 /// What the tests use of the kernel that Debian builds as modules. A kernel that has one built in or not at all goes without.
-const MODULES: [&str; 46] = [
+const MODULES: [&str; 48] = [
     "veth",
     "bridge",
     "dummy",
@@ -51,6 +51,8 @@ const MODULES: [&str; 46] = [
     "nft_fib_ipv6",
     "nft_redir",
     "nft_log",
+    "nft_numgen",
+    "nft_hash",
     "nf_tables_inet",
     "nft_objref",
     "ip6table_filter",
