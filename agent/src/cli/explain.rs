@@ -8,8 +8,8 @@ use std::str::FromStr;
 use anyhow::bail;
 use clap::Args;
 use serde::Serialize;
-use weir_engine::check::{Case, Model, Verdict, judge_all};
-use weir_engine::policy::Endpoint;
+use weir_engine::check::{Case, Model, Repair, Verdict, judge_all, repair_flows};
+use weir_engine::policy::{Endpoint, Flow};
 use weir_engine::requirement::{Severity, same};
 use weir_engine::words::Protocol;
 
@@ -82,6 +82,8 @@ struct Explanation {
     port: u16,
     /// One per pod port that it leads to.
     targets: Vec<Answer>,
+    /// The smallest policies that open it, tried out, where it is denied.
+    fix: Option<Repair>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -117,7 +119,7 @@ impl Explain {
         let explanation = explain(&loaded.model, &from, &to, port)?;
         match output {
             Output::Table => {
-                out::print(&page::render(&explanation, &loaded.model.cluster, &loaded.inputs, &source.arguments()))?;
+                out::print(&page::render(&explanation, &loaded.model.cluster, &loaded.inputs, &source.arguments())?)?;
             }
             Output::Json => out::json(&explanation)?,
         }
@@ -142,12 +144,21 @@ fn explain(model: &Model, from: &str, to: &str, port: Port) -> anyhow::Result<Ex
     };
     let destination = ends::parse(model, to)?;
     let targets = ends::targets(&model.cluster, &destination, port.protocol, port.number)?;
-    let mut answers = Vec::new();
+    let (mut answers, mut flows) = (Vec::new(), Vec::new());
     for target in targets {
         let pairs =
             || sources.iter().flat_map(|s| target.ends.iter().map(move |d| (s, d))).filter(|(s, d)| !same(s, d));
         let (instances, cases) = judge_all(model, pairs(), port.protocol, target.port, MAX_INSTANCES);
         let Some(first) = cases.first() else { continue };
+        if first.verdict == Verdict::Denied {
+            flows.extend(pairs().map(|(source, destination)| Flow {
+                source: source.clone(),
+                destination: destination.clone(),
+                protocol: port.protocol,
+                port: target.port,
+                dialled: None,
+            }));
+        }
         answers.push(Answer {
             verdict: first.verdict,
             port: target.port,
@@ -169,6 +180,7 @@ fn explain(model: &Model, from: &str, to: &str, port: Port) -> anyhow::Result<Ex
         protocol: port.protocol,
         port: port.number,
         targets: answers,
+        fix: (!flows.is_empty()).then(|| repair_flows(&mut model.clone(), &flows)),
     })
 }
 

@@ -15,6 +15,7 @@ mod replay;
 mod run;
 mod status;
 mod table;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -74,7 +75,10 @@ impl From<Exit> for ExitCode {
 /// Parses the command line and runs it.
 #[must_use]
 pub fn main() -> ExitCode {
-    let Cli { command } = Cli::parse();
+    let Cli { command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage::tell(&error),
+    };
     let ended = match command {
         Command::Run(command) => command.run(),
         Command::Check(command) => command.run(),

@@ -2,6 +2,7 @@
 
 pub mod junit;
 pub mod markdown;
+pub mod patches;
 pub mod sarif;
 pub mod table;
 pub mod words;
