@@ -24,6 +24,12 @@ pub mod kind {
     pub const PACKET_DROP: u8 = 5;
     /// [`super::UdpEnd`]: a connected UDP socket was released.
     pub const UDP_END: u8 = 6;
+    /// [`super::SocketError`]: an error reached a connected UDP socket or a TCP socket in SYN_SENT.
+    pub const SOCKET_ERROR: u8 = 7;
+    /// [`super::IcmpSent`]: this machine answered a packet with "destination unreachable".
+    pub const ICMP_SENT: u8 = 8;
+    /// [`super::AnswerRetransmit`]: a listener on this machine sent its SYN-ACK again.
+    pub const ANSWER_RETRANSMIT: u8 = 9;
 }
 
 /// First bytes of every event.
@@ -239,6 +245,64 @@ pub struct UdpEnd {
     pub owner: Owner,
 }
 
+/// An error reached a connected UDP socket, or a TCP socket that waits for the answer to its SYN.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketError {
+    /// `kind::SOCKET_ERROR`.
+    pub header: Header,
+    /// From the local socket to its peer, with the source port.
+    pub tuple: Tuple,
+    /// Address of `struct sock`.
+    pub socket: u64,
+    /// `sk_err` (positive errno); 0 where the error only entered the error queue.
+    pub error: i32,
+    /// `sk_err_soft` (positive errno).
+    pub soft_error: i32,
+    /// Inode number of the socket's network namespace.
+    pub netns: u32,
+    /// [`end_flags::ERROR_QUEUE`] or 0.
+    pub flags: u8,
+    /// `sock_extended_err.ee_origin`: 2 ICMP, 3 ICMPv6.
+    pub error_origin: u8,
+    /// ICMP type.
+    pub error_type: u8,
+    /// ICMP code.
+    pub error_code: u8,
+}
+
+/// This machine answered a packet with an ICMP error.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IcmpSent {
+    /// `kind::ICMP_SENT`.
+    pub header: Header,
+    /// Of the packet that was answered.
+    pub tuple: Tuple,
+    /// Inode number of the network namespace; 0 where neither device nor socket told.
+    pub netns: u32,
+    /// ICMP type: 3.
+    pub error_type: u8,
+    /// ICMP code.
+    pub error_code: u8,
+    /// Zero.
+    pub padding: [u8; 2],
+}
+
+/// A listener on this machine sent its SYN-ACK again: the SYN came through, the way back is blocked or the listener is full.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnswerRetransmit {
+    /// `kind::ANSWER_RETRANSMIT`.
+    pub header: Header,
+    /// From the client to the listener.
+    pub tuple: Tuple,
+    /// Inode number of the listener's network namespace.
+    pub netns: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
 /// Indices of the per-CPU `COUNTERS` array, `u64` each.
 pub mod counter {
     /// Ring buffer reservations that failed, by nothing but the buffer being full.
@@ -251,8 +315,14 @@ pub mod counter {
     pub const LOST_ATTEMPTS: u32 = 3;
     /// Drops with a new key that the per-CPU token bucket held back: a pair may have gone unseen.
     pub const SUPPRESSED_DROPS: u32 = 4;
+    /// Socket errors that the token bucket held back.
+    pub const SUPPRESSED_ERRORS: u32 = 5;
+    /// ICMP answers and repeated SYN-ACKs that the token bucket held back.
+    pub const SUPPRESSED_ANSWERS: u32 = 6;
+    /// UDP sockets whose creation could not be remembered because the map was full.
+    pub const LOST_SOCKETS: u32 = 7;
     /// Number of counters.
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 8;
 }
 
 /// An event read back from its bytes.
@@ -270,6 +340,12 @@ pub enum Event {
     Drop(PacketDrop),
     /// See [`UdpEnd`].
     UdpEnd(UdpEnd),
+    /// See [`SocketError`].
+    SocketError(SocketError),
+    /// See [`IcmpSent`].
+    IcmpSent(IcmpSent),
+    /// See [`AnswerRetransmit`].
+    AnswerRetransmit(AnswerRetransmit),
 }
 
 /// Why bytes are not an event.
@@ -302,6 +378,9 @@ impl Event {
             kind::ACCEPTED => read(bytes).map(Self::Accepted),
             kind::PACKET_DROP => read(bytes).map(Self::Drop),
             kind::UDP_END => read(bytes).map(Self::UdpEnd),
+            kind::SOCKET_ERROR => read(bytes).map(Self::SocketError),
+            kind::ICMP_SENT => read(bytes).map(Self::IcmpSent),
+            kind::ANSWER_RETRANSMIT => read(bytes).map(Self::AnswerRetransmit),
             other => Err(Malformed::Kind(other)),
         }
     }
@@ -316,6 +395,9 @@ impl Event {
             Self::Accepted(e) => &e.header,
             Self::Drop(e) => &e.header,
             Self::UdpEnd(e) => &e.header,
+            Self::SocketError(e) => &e.header,
+            Self::IcmpSent(e) => &e.header,
+            Self::AnswerRetransmit(e) => &e.header,
         }
     }
 }
@@ -345,6 +427,9 @@ plain! {
     Accepted = 16 + 40 + 8,
     PacketDrop = 16 + 40 + 40 + 8 + 8 + 8 + 12 + 4,
     UdpEnd = 16 + 40 + 8 + 8 + 8 + 8 + 32,
+    SocketError = 16 + 40 + 8 + 8 + 4 + 4,
+    IcmpSent = 16 + 40 + 4 + 4,
+    AnswerRetransmit = 16 + 40 + 8,
     Layout = 33 * 4,
 }
 

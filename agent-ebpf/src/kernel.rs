@@ -105,6 +105,11 @@ impl Sock {
         load!(self.0, sock_protocol as u16) == u16::from(TCP)
     }
 
+    #[inline(always)]
+    pub fn is_udp(self) -> bool {
+        load!(self.0, sock_protocol as u16) == u16::from(UDP)
+    }
+
     /// Remote port, host order.
     #[inline(always)]
     pub fn remote_port(self) -> u16 {

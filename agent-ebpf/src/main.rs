@@ -2,9 +2,15 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
+mod answer_retransmit;
+#[cfg(target_arch = "bpf")]
 mod emit;
 #[cfg(target_arch = "bpf")]
+mod icmp_sent;
+#[cfg(target_arch = "bpf")]
 mod kernel;
+#[cfg(target_arch = "bpf")]
+mod limits;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
@@ -13,6 +19,8 @@ mod packet;
 mod packet_drop;
 #[cfg(target_arch = "bpf")]
 mod reset_received;
+#[cfg(target_arch = "bpf")]
+mod socket_error;
 #[cfg(target_arch = "bpf")]
 mod syn_retransmit;
 #[cfg(target_arch = "bpf")]
@@ -27,7 +35,9 @@ mod programs {
         programs::{BtfTracePointContext, SockContext},
     };
 
-    use super::{packet_drop, reset_received, syn_retransmit, tcp_state, udp_socket};
+    use super::{
+        answer_retransmit, icmp_sent, packet_drop, reset_received, socket_error, syn_retransmit, tcp_state, udp_socket,
+    };
 
     #[btf_tracepoint(function = "inet_sock_set_state")]
     fn tcp_state(ctx: BtfTracePointContext) -> i32 {
@@ -50,6 +60,30 @@ mod programs {
     #[btf_tracepoint(function = "kfree_skb")]
     fn packet_drop(ctx: BtfTracePointContext) -> i32 {
         packet_drop::run(&ctx);
+        0
+    }
+
+    #[btf_tracepoint(function = "inet_sk_error_report")]
+    fn socket_error(ctx: BtfTracePointContext) -> i32 {
+        socket_error::run(&ctx);
+        0
+    }
+
+    #[btf_tracepoint(function = "icmp_send")]
+    fn icmp_sent(ctx: BtfTracePointContext) -> i32 {
+        icmp_sent::run(&ctx);
+        0
+    }
+
+    #[btf_tracepoint(function = "tcp_retransmit_synack")]
+    fn answer_retransmit(ctx: BtfTracePointContext) -> i32 {
+        answer_retransmit::run(&ctx);
+        0
+    }
+
+    /// Never attached by the agent: what a hook costs by itself, for `cargo xtask bench probes`.
+    #[btf_tracepoint(function = "kfree_skb")]
+    fn empty(_ctx: BtfTracePointContext) -> i32 {
         0
     }
 

@@ -38,10 +38,6 @@ pub static DROPS: LruPerCpuHashMap<DropKey, Drop> = LruPerCpuHashMap::with_max_e
 #[map]
 pub static RETRIED: LruHashMap<Pair, u8> = LruHashMap::with_max_entries(4096, 0);
 
-/// Tokens for drop events.
-#[map]
-pub static BUCKETS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
-
 /// When this CPU last wrote a log line.
 #[map]
 pub static LAST_LOG: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
@@ -95,13 +91,6 @@ pub struct Drop {
     pub pending: u32,
     /// Events in the present window.
     pub events: u32,
-}
-
-/// Value of [`BUCKETS`].
-#[repr(C)]
-pub struct Bucket {
-    pub filled: u64,
-    pub tokens: u64,
 }
 
 /// Is this port (host order) watched?

@@ -13,7 +13,8 @@ use weir_common::{PacketDrop, Tuple, counter, drop_flags, kind};
 use crate::{
     emit::{emit_with, header, now},
     kernel::{MAPPED, Packet, TCP, UDP, bytes, mapped, offset, state},
-    maps::{BUCKETS, DROPS, Drop, DropKey, Pair, RETRIED, count, watched},
+    limits::{self, token},
+    maps::{DROPS, Drop, DropKey, Pair, RETRIED, count, watched},
     packet::{Parsed, parse},
 };
 
@@ -25,9 +26,6 @@ const ACK: u8 = 0x10;
 const WINDOW: u64 = 200_000_000;
 const WINDOW_EVENTS: u32 = 8;
 
-/// Token bucket: events per second and CPU, and how many may come at once.
-const RATE: u64 = 1000;
-const BURST: u64 = 1000;
 /// Keys already told leave this many tokens to new ones.
 const RESERVED: u64 = 500;
 
@@ -153,7 +151,7 @@ fn admit(key: &DropKey, packet: Packet, timestamp: u64) -> Option<u32> {
             known.window = timestamp;
             known.events = 0;
         }
-        if known.events >= WINDOW_EVENTS || !token(timestamp, RESERVED) {
+        if known.events >= WINDOW_EVENTS || !token(limits::DROPS, timestamp, RESERVED) {
             count(counter::AGGREGATED_DROPS);
             return None;
         }
@@ -162,30 +160,12 @@ fn admit(key: &DropKey, packet: Packet, timestamp: u64) -> Option<u32> {
         known.pending = 0;
         return Some(packets);
     }
-    if !token(timestamp, 0) && !retried(key, packet) {
+    if !token(limits::DROPS, timestamp, 0) && !retried(key, packet) {
         count(counter::SUPPRESSED_DROPS);
         return None;
     }
     let _ = DROPS.insert(key, Drop { window: timestamp, pending: 0, events: 1 }, 0);
     Some(1)
-}
-
-/// Takes one token unless `reserved` or fewer are left.
-#[inline(always)]
-fn token(timestamp: u64, reserved: u64) -> bool {
-    let Some(bucket) = BUCKETS.get_ptr_mut(0) else { return false };
-    // SAFETY: this CPU's slot; tracing programs do not migrate while they run.
-    let bucket = unsafe { &mut *bucket };
-    let earned = (timestamp - bucket.filled) / (1_000_000_000 / RATE);
-    if earned > 0 {
-        bucket.filled = timestamp;
-        bucket.tokens = if earned >= BURST - bucket.tokens { BURST } else { bucket.tokens + earned };
-    }
-    if bucket.tokens <= reserved {
-        return false;
-    }
-    bucket.tokens -= 1;
-    true
 }
 
 /// Does a local socket wait for this destination, as dropped or as dialled?

@@ -10,12 +10,12 @@
 //! The context is the socket itself, but typed as the UAPI's `struct bpf_sock`; kernel members are copied from it.
 
 use aya_ebpf::{EbpfContext as _, programs::SockContext};
-use weir_common::{ABSENT, Tuple, UdpEnd, kind, udp_flags};
+use weir_common::{ABSENT, Tuple, UdpEnd, counter, kind, udp_flags};
 
 use crate::{
     emit::{emit, header, now},
     kernel::{UDP, bytes, copy, current, mapped, offset},
-    maps::{UDP_SOCKETS, watched},
+    maps::{UDP_SOCKETS, count, watched},
 };
 
 /// `AF_INET6` of the UAPI.
@@ -25,7 +25,9 @@ const AF_INET6: u16 = 10;
 pub fn created(ctx: &SockContext) {
     if is_udp(ctx) {
         let socket = ctx.as_ptr() as u64;
-        let _ = UDP_SOCKETS.insert(socket, now(), 0);
+        if UDP_SOCKETS.insert(socket, now(), 0).is_err() {
+            count(counter::LOST_SOCKETS);
+        }
     }
 }
 

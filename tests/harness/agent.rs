@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 /// How long an agent may take from its start until it is ready: the probes are verified by the kernel one by one.
 /// Patient enough for a debug build on a machine that is busy with other builds.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(120);
 
 /// How an agent is started.
 #[derive(Debug, Clone)]

@@ -7,15 +7,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use etherparse::PacketBuilder;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use socket2::{Domain, Protocol as IpProtocol, SockAddr, Socket, Type};
 
 use super::report::{Load, Report};
 use super::run::change;
 use super::world::{Lane, Site, Watcher, XDS};
-use super::{Model, Place};
+use super::{Model, Place, traffic};
 use crate::clients::Attempt;
 use crate::fixture::Protocol;
 use crate::ipv6::Family;
@@ -28,6 +26,8 @@ const FLOOD: Duration = Duration::from_secs(2);
 const FLOOD_RATE: u64 = 50_000;
 /// Connections a second that the healthy traffic aims at.
 const HEALTHY_RATE: u64 = 5_000;
+/// Clients that make them.
+const CLIENTS: u64 = 4;
 /// Events that surely do not fit: four for each connection of about 100 bytes each, into a mebibyte.
 const OVERRUN: u64 = 12_000;
 
@@ -165,52 +165,13 @@ impl Stage<'_> {
     /// SYNs from ever new source ports, all dropped in FORWARD.
     fn syn_flood(&self, stop: &AtomicBool, count: &AtomicU64) -> Result<()> {
         let (client, from, to) = self.address(self.flooded)?;
-        let (IpAddr::V4(source), IpAddr::V4(destination)) = (from, to.ip()) else { return Ok(()) };
-        client.run(|| {
-            // IPPROTO_RAW: the IP header is ours.
-            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(IpProtocol::from(255)))?;
-            let address = SockAddr::from(to);
-            let begin = Instant::now();
-            let mut packet = Vec::with_capacity(64);
-            while !stop.load(Ordering::Relaxed) {
-                let sent = count.fetch_add(1, Ordering::Relaxed);
-                packet.clear();
-                let step = PacketBuilder::ipv4(source.octets(), destination.octets(), 64);
-                let port = 1024 + (sent % 60_000) as u16;
-                step.tcp(port, XDS, sent as u32, 1000).syn().write(&mut packet, &[])?;
-                // A full queue is part of a flood.
-                let _ = socket.send_to(&packet, &address);
-                pace(begin, sent, FLOOD_RATE);
-            }
-            Ok(())
-        })
+        traffic::syn_flood(client, from, to, FLOOD_RATE, stop, count)
     }
 
-    /// Connections one after the other, each closed by a reset so that none lingers.
+    /// Connections one after the other.
     fn connect(&self, stop: &AtomicBool, count: &AtomicU64) -> Result<()> {
         let (client, _, to) = self.address(self.healthy)?;
-        thread::scope(|scope| {
-            let running: Vec<_> = (0..2)
-                .map(|_| {
-                    scope.spawn(move || {
-                        client.run(|| {
-                            let begin = Instant::now();
-                            let mut own = 0;
-                            while !stop.load(Ordering::Relaxed) {
-                                let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-                                socket.set_linger(Some(Duration::ZERO))?;
-                                socket.connect_timeout(&to.into(), Duration::from_secs(2))?;
-                                own += 1;
-                                count.fetch_add(1, Ordering::Relaxed);
-                                pace(begin, own, HEALTHY_RATE / 2);
-                            }
-                            Ok(())
-                        })
-                    })
-                })
-                .collect();
-            running.into_iter().try_for_each(|it| it.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        })
+        traffic::connect(client, to, HEALTHY_RATE, CLIENTS, stop, count)
     }
 }
 
@@ -232,17 +193,8 @@ impl Drop for Asleep {
     }
 }
 
-/// Sleeps if more was done than the rate allows.
-fn pace(begin: Instant, done: u64, rate: u64) {
-    let due = Duration::from_micros(done * 1_000_000 / rate);
-    let ahead = due.saturating_sub(begin.elapsed());
-    if ahead > Duration::from_millis(2) {
-        thread::sleep(ahead);
-    }
-}
-
 /// The state of a lane, given a few seconds to become what it should.
-fn settle(agent: &Watcher, lane: &Lane, wanted: impl Fn(&str) -> bool) -> Result<String> {
+pub fn settle(agent: &Watcher, lane: &Lane, wanted: impl Fn(&str) -> bool) -> Result<String> {
     let begin = Instant::now();
     loop {
         let state = agent.said(&[lane], Protocol::Tcp)?.remove(0).state;

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use harness::agent;
+use harness::matrix::document;
 use harness::matrix::run::{Options, run};
 
 /// The confusion matrix: each cause of a failed connection made for real, and what the agent says of it.
@@ -19,12 +20,18 @@ struct Arguments {
     /// One address family and non-blocking connects only, without floods.
     #[arg(long)]
     quick: bool,
-    /// File to write the report to, as Markdown.
+    /// File whose section of this kernel is to be replaced, Markdown.
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
     /// File to write every cell to, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Run nothing: read the cells of an earlier run from this file.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["only", "quick", "json"])]
+    read: Option<PathBuf>,
+    /// The agent; beside this program if not given.
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -39,18 +46,33 @@ fn main() -> ExitCode {
 }
 
 fn matrix(arguments: Arguments) -> Result<bool> {
-    let Arguments { only, quick, markdown, json } = arguments;
-    ensure!(nix::unistd::geteuid().is_root(), "the matrix needs root: it makes network namespaces and attaches probes");
-    let load = only.is_none() && !quick;
-    let report = run(&Options { binary: agent::binary()?, only, quick, load })?;
-    let text = report.markdown();
-    if let Some(path) = markdown {
-        std::fs::write(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    let Arguments { only, quick, markdown, json, read, agent } = arguments;
+    let report = match read {
+        Some(path) => {
+            let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            serde_json::from_str(&text).with_context(|| format!("{} holds no report", path.display()))?
+        }
+        None => {
+            ensure!(
+                nix::unistd::geteuid().is_root(),
+                "the matrix needs root: it makes network namespaces and attaches probes"
+            );
+            let load = only.is_none() && !quick;
+            let binary = agent.map_or_else(agent::binary, Ok)?;
+            run(&Options { binary, only, quick, load })?
+        }
+    };
     if let Some(path) = json {
-        std::fs::write(&path, serde_json::to_string_pretty(&report)?)
+        std::fs::write(&path, serde_json::to_string(&report)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    print!("{text}\n{}", report.summary());
+    let section = report.markdown();
+    if let Some(path) = markdown {
+        let before = std::fs::read_to_string(&path).unwrap_or_default();
+        std::fs::write(&path, document::merge(&before, &section))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    println!("{section}");
+    print!("{}", report.summary());
     Ok(report.below_floor().is_empty() && report.load_failures().is_empty())
 }

@@ -5,9 +5,10 @@
 //! other they admit everything; with each round they change places, so that nothing seen before counts.
 
 pub mod bpf;
-mod cgroup;
+pub mod cgroup;
 mod conntrack;
-mod load;
+pub mod document;
+pub mod load;
 mod nfq;
 mod programs;
 pub mod report;
@@ -16,13 +17,14 @@ mod rules;
 pub mod run;
 mod sockets;
 pub mod table;
+pub mod traffic;
 pub mod world;
 
 use std::any::Any;
 use std::fmt;
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::clients::Waiting;
 use crate::fixture::Protocol;
@@ -32,7 +34,7 @@ use crate::ipv6::Family;
 pub type Held = Option<Box<dyn Any + Send + Sync>>;
 
 /// Where a cause sits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
     /// In the client's own network namespace.
@@ -110,7 +112,7 @@ pub struct Cause {
 }
 
 /// Which policies an agent was given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Model {
     /// None: everything is admitted.
@@ -120,7 +122,7 @@ pub enum Model {
 }
 
 /// What an agent said of one pair of pods.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Said {
     /// State of the pair; empty if there was no such pair.
     pub state: String,
@@ -137,7 +139,7 @@ pub struct Said {
 }
 
 /// One cell of the matrix.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cell {
     /// The cause.
     pub cause: String,
@@ -156,7 +158,7 @@ pub struct Cell {
     /// What was reported.
     pub said: Said,
     /// States that are right.
-    pub allowed: Vec<&'static str>,
+    pub allowed: Vec<String>,
     /// What is wrong with it; empty if nothing is.
     pub faults: Vec<String>,
 }
@@ -166,6 +168,9 @@ impl Cause {
     pub fn allowed(&self, model: Model) -> Vec<&'static str> {
         let policy_class = self.classes.iter().any(|class| policy_capable(class));
         match (self.truth, model) {
+            // On a machine that is busy a moment is long, and then nothing has answered for long enough to say so.
+            (_, Model::DoesNotAdmit) if self.act == Act::GivesUp => vec!["at-risk", "predicted", "unknown"],
+            (_, Model::Admits) if self.act == Act::GivesUp => vec!["silent", "failing", "unknown"],
             (Truth::Policy, Model::DoesNotAdmit) => vec!["denied"],
             (Truth::Policy | Truth::Answer, Model::Admits) => vec!["unexplained"],
             (Truth::Answer, Model::DoesNotAdmit) => vec!["predicted"],
@@ -181,7 +186,7 @@ impl Cause {
 
     /// Whether an attempt is seen that says something.
     pub fn shown(&self) -> bool {
-        !matches!(self.tcp, ["none"] | ["cancelled"])
+        !matches!(self.tcp, ["none"] | ["cancelled", ..])
     }
 
     /// The outcomes that are right; empty if there is no such cell.

@@ -131,10 +131,20 @@ fn set_up(mesh: &Mesh, lanes: Vec<Lane>, report: &mut Report) -> Result<(Vec<Lan
                 made.push(lane);
                 held.push(guard);
             }
-            Err(error) => report.not_made.push((lane.cause.id.to_owned(), lane.place, format!("{error:#}"))),
+            Err(error) => report.not_made.push((lane.cause.id.to_owned(), lane.place, reason(&error))),
         }
     }
     Ok((made, held))
+}
+
+/// Why a cause could not be made, without the names of this run's namespaces.
+fn reason(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    let said = match text.split_once(": ") {
+        Some((place, said)) if place.starts_with("in ") => said,
+        _ => &text,
+    };
+    said.lines().next().unwrap_or_default().to_owned()
 }
 
 fn round(
@@ -184,7 +194,7 @@ fn round(
                         },
                         model,
                         client: clients[index].clone(),
-                        allowed: lane.cause.allowed(model),
+                        allowed: lane.cause.allowed(model).into_iter().map(str::to_owned).collect(),
                         faults: lane.cause.faults(model, protocol, &said),
                         said,
                     });

@@ -167,8 +167,8 @@ pub const CAUSES: &[Cause] = &[
     },
     Cause {
         act: GivesUp,
-        tcp: &["cancelled"],
-        udp: &["cancelled"],
+        tcp: &["cancelled", "timed-out"],
+        udp: &["cancelled", "no-reply"],
         ..fault("gives-up", "the application gives up at once", &[FarNode])
     },
     Cause { act: TimesOut, ..fault("times-out", "the application gives up after seconds", &[FarNode]) },

@@ -1,5 +1,6 @@
 //! Development tasks: what cargo cannot do. One file per subcommand; `Task` below is the whole table.
 
+mod bench;
 mod build_ebpf;
 mod conformance;
 mod demo;
@@ -9,6 +10,7 @@ mod setup;
 mod test;
 mod tidy;
 mod tools;
+mod vm_test;
 
 use std::process::ExitCode;
 
@@ -38,6 +40,10 @@ enum Task {
     Conformance(conformance::Conformance),
     /// Fuzz the manifest loader and the policy engine.
     Fuzz(fuzz::Fuzz),
+    /// Measure: aims that are missed are printed.
+    Bench(bench::Bench),
+    /// Run the probe tests on other kernels, in guests under software emulation (Debian's kernels; as root).
+    VmTest(vm_test::VmTest),
     /// Check the house rules that no other tool checks.
     Tidy(tidy::Tidy),
 }
@@ -52,6 +58,8 @@ fn main() -> ExitCode {
         Task::Test(task) => task.run(),
         Task::Conformance(task) => task.run(),
         Task::Fuzz(task) => task.run(),
+        Task::Bench(task) => task.run(),
+        Task::VmTest(task) => task.run(),
         Task::Tidy(task) => task.run(),
     };
     outcome.unwrap_or_else(|error| {

@@ -154,7 +154,8 @@ fn install(wanted: fn(&Need) -> bool) -> Result<bool> {
     Ok(true)
 }
 
-fn install_packages(packages: &[&str]) -> Result<bool> {
+/// Installs distribution packages; false if the user has to (the commands were printed).
+pub fn install_packages(packages: &[&str]) -> Result<bool> {
     if !tools::on_path("apt-get") {
         println!(
             "# Not Debian or Ubuntu. Install by your own means: a C compiler, nftables, iproute2, iptables, runc, LLVM 22 with headers"

@@ -32,6 +32,8 @@ pub(super) struct Open {
     pub silence_reported: bool,
     /// A listener of this machine accepted it.
     pub accepted: bool,
+    /// A listener of this machine answered its SYN more than once: no rule dropped it.
+    pub arrived: bool,
     pub ending: Option<(Ending, Time)>,
     pub due: Time,
 }
@@ -51,6 +53,7 @@ impl Open {
             report_drop_at: None,
             silence_reported: false,
             accepted: false,
+            arrived: false,
             ending: None,
             due: started.plus(SILENT),
         }

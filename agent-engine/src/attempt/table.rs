@@ -12,7 +12,10 @@ use std::time::Duration;
 use super::decide::{Ending, decide};
 use super::open::{FlowKey, Id, Open, key};
 use super::{Attempt, JoinedDrop, Outcome};
-use crate::observation::{Accepted, AttemptEnd, AttemptStart, DropClass, PacketDrop, Retransmit, Tuple, UdpEnd};
+use crate::observation::{
+    Accepted, AnswerRetransmit, AttemptEnd, AttemptStart, DropClass, IcmpSent, PacketDrop, Retransmit, SocketError,
+    Tuple, UdpEnd,
+};
 use crate::time::Time;
 use crate::words::Protocol;
 
@@ -45,6 +48,10 @@ pub struct Attempts {
     seen: BTreeMap<(FlowKey, u16), Time>,
     /// The newest policy-class drop of each flow.
     drops: BTreeMap<FlowKey, (JoinedDrop, Option<Tuple>)>,
+    /// Errors that reached connected UDP sockets, which their application may have read since.
+    errors: BTreeMap<u64, (Time, i32)>,
+    /// Packets that this machine answered with "destination unreachable", by full tuple as they were.
+    unreachable: BTreeMap<(FlowKey, u16), Time>,
     ready: VecDeque<Attempt>,
     evicted: u64,
 }
@@ -62,6 +69,8 @@ impl Attempts {
             established: BTreeMap::new(),
             seen: BTreeMap::new(),
             drops: BTreeMap::new(),
+            errors: BTreeMap::new(),
+            unreachable: BTreeMap::new(),
             ready: VecDeque::new(),
             evicted: 0,
         }
@@ -217,6 +226,7 @@ impl Attempts {
             DropClass::NoSocket => Outcome::Refused,
             DropClass::Route | DropClass::Neighbour => Outcome::Unreachable,
             DropClass::Resource if e.reason.as_deref() == Some("TCP_LISTEN_OVERFLOW") => Outcome::BacklogFull,
+            _ if class.is_policy_capable() && self.was_answered(e) => Outcome::Rejected,
             _ => Outcome::Dropped,
         };
         let again = self.seen.insert((key(&dialled), dialled.source_port), e.at).is_some();
@@ -239,12 +249,40 @@ impl Attempts {
         });
     }
 
+    /// An error reached a connected UDP socket: told at its end, when a drop that caused it has come too. A TCP socket's end
+    /// carries the same error by itself.
+    pub fn socket_error(&mut self, e: &SocketError) {
+        if e.tuple.protocol == Protocol::Udp && e.error != 0 {
+            self.errors.insert(e.socket, (e.at, e.error));
+        }
+    }
+
+    /// This machine answered a packet with "destination unreachable"; a rule that does so drops the packet next.
+    pub fn icmp_sent(&mut self, e: &IcmpSent) {
+        self.unreachable.insert((key(&e.tuple), e.tuple.source_port), e.at);
+    }
+
+    /// A listener on this machine answered an attempt again: its SYN was not dropped.
+    pub fn answer_retransmit(&mut self, e: &AnswerRetransmit) {
+        let Some(ids) = self.flows.get(&key(&e.tuple)) else { return };
+        for id in ids {
+            if let Some(open) = self.open.get_mut(id)
+                && open.tuple.source_port == e.tuple.source_port
+            {
+                open.arrived = true;
+            }
+        }
+    }
+
     /// A connected UDP socket was released.
     pub fn udp_end(&mut self, e: &UdpEnd) {
         let flow = key(&e.tuple);
+        // Of an earlier socket at the same address, if it is older than this one.
+        let read = self.errors.remove(&e.socket).filter(|(at, _)| *at >= e.created).map_or(0, |(_, error)| error);
+        let error = if e.error == 0 { read } else { e.error };
         let dropped_alone = self.seen.contains_key(&(flow, e.tuple.source_port));
         let known = self.drops.get(&flow).filter(|(d, _)| e.at.since(d.at) <= Duration::from_secs(30));
-        let outcome = match (e.replied, e.error, known) {
+        let outcome = match (e.replied, error, known) {
             (true, _, _) => Outcome::Established,
             (false, 111 | 13 | 113 | 101, Some(_)) => Outcome::Rejected,
             (false, 111, None) => Outcome::Refused,
@@ -268,13 +306,19 @@ impl Attempts {
             provisional: dropped_alone && !e.replied,
             dropped: joined.map(|(d, _)| d),
             icmp: None,
-            error: e.error,
+            error,
             retransmits: 0,
             owner: Some(e.owner.clone()),
             netns: e.netns,
             latency: None,
             accepted: false,
         });
+    }
+
+    /// Did this machine answer the very packet with an ICMP error?
+    fn was_answered(&self, e: &PacketDrop) -> bool {
+        let sent = self.unreachable.get(&(key(&e.tuple), e.tuple.source_port));
+        sent.is_some_and(|at| at.distance(e.at) <= JOIN)
     }
 
     /// Time went by.
@@ -310,6 +354,14 @@ impl Attempts {
         let old = |at: Time| at.plus(REMEMBER) < now;
         self.seen.retain(|_, at| !old(*at));
         self.drops.retain(|_, (d, _)| !old(d.at));
+        self.errors.retain(|_, (at, _)| !old(*at));
+        self.unreachable.retain(|_, at| at.plus(HOLD) >= now);
+        while self.errors.len() > self.max {
+            self.errors.pop_first();
+        }
+        while self.unreachable.len() > self.max {
+            self.unreachable.pop_first();
+        }
         while self.seen.len() > self.max {
             self.seen.pop_first();
         }
@@ -367,7 +419,7 @@ impl Attempts {
     fn finish(&mut self, id: &Id) {
         let Some(mut open) = self.close(id) else { return };
         let Some((ending, _)) = open.ending.take() else { return };
-        if open.dropped.is_none() && ending.may_have_been_dropped() {
+        if open.dropped.is_none() && !open.arrived && ending.may_have_been_dropped() {
             // The probes report a flood of equal drops by powers of two: one of the same flow during this attempt is as good.
             let same = self
                 .drops

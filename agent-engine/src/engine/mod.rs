@@ -190,6 +190,9 @@ impl Engine {
                 self.attempts.dropped(now, o);
             }
             Observation::UdpEnd(o) => self.attempts.udp_end(o),
+            Observation::SocketError(o) => self.attempts.socket_error(o),
+            Observation::IcmpSent(o) => self.attempts.icmp_sent(o),
+            Observation::AnswerRetransmit(o) => self.attempts.answer_retransmit(o),
         }
         self.drain(now);
     }

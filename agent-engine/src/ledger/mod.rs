@@ -28,9 +28,17 @@ use crate::time::Time;
 use crate::verdict::State;
 use crate::words::{Name, Protocol, Workload};
 
-/// Stages that lose nothing but events of dropped packets: the rate limit on new kinds of drops, and runs of the probe on
-/// `kfree_skb` that the kernel skipped.
-pub const DROP_STAGES: [&str; 2] = ["drop-rate-limit", "drop-recursion"];
+/// Stages that lose nothing but what explains an attempt: the rate limit on new kinds of drops, runs of the probe on
+/// `kfree_skb` that the kernel skipped, and the probes that only tell more of what others show.
+pub const DROP_STAGES: [&str; 7] = [
+    "drop-rate-limit",
+    "drop-recursion",
+    "error-rate-limit",
+    "answer-rate-limit",
+    "recursion-socket-error",
+    "recursion-icmp-sent",
+    "recursion-answer-retransmit",
+];
 /// Transitions kept for the snapshot.
 const RECENT: usize = 100;
 

@@ -182,6 +182,51 @@ pub struct UdpEnd {
     pub owner: Owner,
 }
 
+/// An error reached a connected UDP socket, or a TCP socket in SYN_SENT.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketError {
+    /// When.
+    pub at: Time,
+    /// From the local socket to its peer.
+    pub tuple: Tuple,
+    /// Address of the socket.
+    pub socket: u64,
+    /// `sk_err`, a positive errno or 0.
+    pub error: i32,
+    /// `sk_err_soft`, a positive errno or 0.
+    pub soft_error: i32,
+    /// Tail of the error queue.
+    pub queued: Option<QueuedError>,
+    /// Inode of the network namespace.
+    pub netns: u32,
+}
+
+/// This machine answered a packet with "destination unreachable".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IcmpSent {
+    /// When.
+    pub at: Time,
+    /// Of the packet that was answered.
+    pub tuple: Tuple,
+    /// ICMP type.
+    pub kind: u8,
+    /// ICMP code.
+    pub code: u8,
+    /// Inode of the network namespace; 0 where unknown.
+    pub netns: u32,
+}
+
+/// A listener on this machine sent its SYN-ACK again: the SYN came through; the way back is blocked, or the listener is full.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerRetransmit {
+    /// When.
+    pub at: Time,
+    /// As the listener sees it: after translation.
+    pub tuple: Tuple,
+    /// Inode of the listener's network namespace.
+    pub netns: u32,
+}
+
 /// Everything that probes report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "observation", rename_all = "kebab-case")]
@@ -198,6 +243,12 @@ pub enum Observation {
     Drop(PacketDrop),
     /// See [`UdpEnd`].
     UdpEnd(UdpEnd),
+    /// See [`SocketError`].
+    SocketError(SocketError),
+    /// See [`IcmpSent`].
+    IcmpSent(IcmpSent),
+    /// See [`AnswerRetransmit`].
+    AnswerRetransmit(AnswerRetransmit),
 }
 
 impl Observation {
@@ -211,6 +262,9 @@ impl Observation {
             Self::Accepted(o) => &o.tuple,
             Self::Drop(o) => &o.tuple,
             Self::UdpEnd(o) => &o.tuple,
+            Self::SocketError(o) => &o.tuple,
+            Self::IcmpSent(o) => &o.tuple,
+            Self::AnswerRetransmit(o) => &o.tuple,
         }
     }
 
@@ -280,6 +334,29 @@ impl Observation {
                 netns: e.netns,
                 owner: owner(&e.owner),
             }),
+            Event::SocketError(e) => Self::SocketError(SocketError {
+                at,
+                tuple: tuple(&e.tuple)?,
+                socket: e.socket,
+                error: e.error,
+                soft_error: e.soft_error,
+                queued: (e.flags & end_flags::ERROR_QUEUE != 0).then_some(QueuedError {
+                    origin: e.error_origin,
+                    kind: e.error_type,
+                    code: e.error_code,
+                }),
+                netns: e.netns,
+            }),
+            Event::IcmpSent(e) => Self::IcmpSent(IcmpSent {
+                at,
+                tuple: tuple(&e.tuple)?,
+                kind: e.error_type,
+                code: e.error_code,
+                netns: e.netns,
+            }),
+            Event::AnswerRetransmit(e) => {
+                Self::AnswerRetransmit(AnswerRetransmit { at, tuple: tuple(&e.tuple)?, netns: e.netns })
+            }
         })
     }
 
@@ -293,6 +370,9 @@ impl Observation {
             Self::Accepted(o) => o.at,
             Self::Drop(o) => o.at,
             Self::UdpEnd(o) => o.at,
+            Self::SocketError(o) => o.at,
+            Self::IcmpSent(o) => o.at,
+            Self::AnswerRetransmit(o) => o.at,
         }
     }
 }

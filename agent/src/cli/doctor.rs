@@ -8,6 +8,22 @@ use serde::Serialize;
 
 use crate::probes::{self, ProbeSettings, ProbeStatus, host, symbols::Symbols};
 
+/// Without these the agent has nothing to tell.
+const ESSENTIAL: [&str; 2] = ["tcp_state", "packet_drop"];
+
+/// What the agent does without a probe.
+fn without(probe: &str) -> &'static str {
+    match probe {
+        "socket_error" => "; a UDP refusal that its application reads at once stays unseen",
+        "icmp_sent" => "; drops of rejected packets from other nodes count as drops, not as rejections",
+        "answer_retransmit" => "; that a listener did answer stays unseen",
+        "reset_received" => "; over IPv6 a reset cannot be told from an ICMP error",
+        "syn_retransmit" => "; hanging attempts are told late, and their source port only at their end",
+        "udp_create" | "udp_release" => "; UDP queries without reply stay unseen",
+        _ => "",
+    }
+}
+
 /// Everything that decides what the agent can see on this machine.
 #[derive(Clone, Debug, Serialize)]
 pub struct DoctorReport {
@@ -73,7 +89,7 @@ impl DoctorReport {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         let active = |name: &str| self.probes.iter().any(|probe| probe.name == name && probe.active);
-        if active("tcp_state") && active("packet_drop") { 0 } else { 2 }
+        if ESSENTIAL.into_iter().all(active) { 0 } else { 2 }
     }
 
     fn capabilities(&self) -> Line {
@@ -144,7 +160,11 @@ impl DoctorReport {
         }
         lines.extend(self.probes.iter().map(|probe| match &probe.reason {
             None => Line::fine(probe.name, probe.hook.clone()),
-            Some(reason) => Line { mark: Mark::Missing, name: probe.name, text: format!("{}: {reason}", probe.hook) },
+            Some(reason) => {
+                let mark = if ESSENTIAL.contains(&probe.name) { Mark::Missing } else { Mark::Weak };
+                let text = format!("{}: {reason}{}", probe.hook, without(probe.name));
+                Line { mark, name: probe.name, text }
+            }
         }));
         lines
     }

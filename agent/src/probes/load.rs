@@ -26,19 +26,74 @@ enum Hook {
 
 struct Program {
     name: &'static str,
+    /// Where events count as lost when the kernel skips the program.
+    stage: &'static str,
     hook: Hook,
     /// Members of [`Layout`] without which the program would read the wrong memory.
     needs: fn(&Layout) -> Vec<u32>,
 }
 
-const PROGRAMS: [Program; 6] = [
-    Program { name: "tcp_state", hook: Hook::Tracepoint("sock", "inet_sock_set_state"), needs: attempt_members },
-    Program { name: "syn_retransmit", hook: Hook::Tracepoint("tcp", "tcp_retransmit_skb"), needs: sock_members },
-    Program { name: "reset_received", hook: Hook::Tracepoint("tcp", "tcp_receive_reset"), needs: sock_members },
-    Program { name: "packet_drop", hook: Hook::Tracepoint("skb", "kfree_skb"), needs: packet_members },
-    Program { name: "udp_create", hook: Hook::RootCgroup("sock_create"), needs: |_| Vec::new() },
-    Program { name: "udp_release", hook: Hook::RootCgroup("sock_release"), needs: datagram_members },
+const PROGRAMS: [Program; 9] = [
+    Program {
+        name: "tcp_state",
+        stage: "recursion-tcp-state",
+        hook: Hook::Tracepoint("sock", "inet_sock_set_state"),
+        needs: attempt_members,
+    },
+    Program {
+        name: "syn_retransmit",
+        stage: "recursion-syn-retransmit",
+        hook: Hook::Tracepoint("tcp", "tcp_retransmit_skb"),
+        needs: sock_members,
+    },
+    Program {
+        name: "reset_received",
+        stage: "recursion-reset-received",
+        hook: Hook::Tracepoint("tcp", "tcp_receive_reset"),
+        needs: sock_members,
+    },
+    Program {
+        name: "packet_drop",
+        stage: "drop-recursion",
+        hook: Hook::Tracepoint("skb", "kfree_skb"),
+        needs: packet_members,
+    },
+    Program {
+        name: "socket_error",
+        stage: "recursion-socket-error",
+        hook: Hook::Tracepoint("sock", "inet_sk_error_report"),
+        needs: attempt_members,
+    },
+    Program {
+        name: "icmp_sent",
+        stage: "recursion-icmp-sent",
+        hook: Hook::Tracepoint("icmp", "icmp_send"),
+        needs: packet_members,
+    },
+    Program {
+        name: "answer_retransmit",
+        stage: "recursion-answer-retransmit",
+        hook: Hook::Tracepoint("tcp", "tcp_retransmit_synack"),
+        needs: sock_members,
+    },
+    Program {
+        name: "udp_create",
+        stage: "recursion-udp-create",
+        hook: Hook::RootCgroup("sock_create"),
+        needs: |_| Vec::new(),
+    },
+    Program {
+        name: "udp_release",
+        stage: "recursion-udp-release",
+        hook: Hook::RootCgroup("sock_release"),
+        needs: datagram_members,
+    },
 ];
+
+/// Programs with the name of their stage.
+pub(super) fn stages() -> impl Iterator<Item = (&'static str, &'static str)> {
+    PROGRAMS.iter().map(|program| (program.name, program.stage))
+}
 
 fn sock_members(layout: &Layout) -> Vec<u32> {
     let l = layout;
@@ -101,6 +156,7 @@ pub(super) fn load(
     types: &KernelTypes,
     settings: &ProbeSettings,
 ) -> Result<(Ebpf, Vec<ProbeStatus>), ProbeError> {
+    lift_memory_limit();
     let layout = weir_common::bytes_of(&types.layout);
     let conntrack = symbols::addresses(&settings.kallsyms, ["ipv4_conntrack_in", "ipv6_conntrack_in"]);
     let conntrack = conntrack.map(u64::to_ne_bytes).concat();
@@ -132,6 +188,13 @@ pub(super) fn load(
     Ok((ebpf, statuses))
 }
 
+/// Kernels before 5.11 count maps and programs against RLIMIT_MEMLOCK, which is smaller than they are. Later ones don't, and
+/// whoever may not raise it may still be able to load: a failure is no error here.
+fn lift_memory_limit() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
+}
+
 /// Sets the bit of each port and clears those of all others.
 pub(super) fn watch(ebpf: &mut Ebpf, ports: &BTreeSet<u16>) -> Result<(), ProbeError> {
     let map = ebpf.map_mut("PORTS").ok_or(ProbeError::Object("no map PORTS"))?;
@@ -160,9 +223,13 @@ fn attach(
     let loaded =
         ebpf.program_mut(program.name).ok_or("the probe object does not hold it: run `cargo xtask build-ebpf`")?;
     match program.hook {
-        Hook::Tracepoint(_, tracepoint) => {
+        Hook::Tracepoint(subsystem, tracepoint) => {
             let loaded: &mut BtfTracePoint = loaded.try_into().map_err(|error| explain(&error))?;
-            loaded.load(tracepoint, btf).map_err(|error| explain(&error))?;
+            loaded.load(tracepoint, btf).map_err(|error| match error {
+                // Only its type is looked up there.
+                ProgramError::Btf(_) => format!("this kernel has no tracepoint {subsystem}:{tracepoint}"),
+                error => explain(&error),
+            })?;
             loaded.attach().map_err(|error| explain(&error))?;
         }
         Hook::RootCgroup(_) => {

@@ -108,10 +108,12 @@ pub struct Counters {
     pub aggregated_drops: u64,
     /// Drops of a new kind held back by the rate limit.
     pub suppressed_drops: u64,
-    /// Runs of the probe on dropped packets that the kernel skipped because it was already running on that CPU.
-    pub skipped_drops: u64,
-    /// The same of all other probes.
-    pub skipped_runs: u64,
+    /// Socket errors held back by the rate limit.
+    pub suppressed_errors: u64,
+    /// ICMP answers and repeated SYN-ACKs held back by the rate limit.
+    pub suppressed_answers: u64,
+    /// UDP sockets whose creation could not be remembered: their age is unknown at their end.
+    pub lost_sockets: u64,
     /// Events whose bytes made no sense: probes and agent are of different builds.
     pub malformed_events: u64,
 }
@@ -261,20 +263,25 @@ impl Probes {
     #[must_use]
     pub fn counters(&self) -> Counters {
         let sum = |index: u32| self.counters.get(&index, 0).map(|values| values.iter().sum()).unwrap_or(0);
-        let skipped = |drops: bool| {
-            let programs = self.ebpf.programs().filter(|(name, _)| (*name == "packet_drop") == drops);
-            programs.filter_map(|(_, program)| skipped_runs(program)).sum()
-        };
         Counters {
             events: sum(counter::EVENTS),
             lost_events: sum(counter::LOST_EVENTS),
             lost_attempts: sum(counter::LOST_ATTEMPTS),
             aggregated_drops: sum(counter::AGGREGATED_DROPS),
             suppressed_drops: sum(counter::SUPPRESSED_DROPS),
-            skipped_drops: skipped(true),
-            skipped_runs: skipped(false),
+            suppressed_errors: sum(counter::SUPPRESSED_ERRORS),
+            suppressed_answers: sum(counter::SUPPRESSED_ANSWERS),
+            lost_sockets: sum(counter::LOST_SOCKETS),
             malformed_events: self.malformed,
         }
+    }
+
+    /// Runs that the kernel skipped because the same program was already running on that CPU, by stage: one per program, for
+    /// a missed drop is another loss than a missed attempt.
+    #[must_use]
+    pub fn skipped_runs(&self) -> Vec<(&'static str, u64)> {
+        let skipped = |name| self.ebpf.program(name).and_then(skipped_runs).unwrap_or(0);
+        load::stages().map(|(name, stage)| (stage, skipped(name))).collect()
     }
 }
 

@@ -66,8 +66,7 @@ pub fn addresses<const N: usize>(path: &Path, names: [&str; N]) -> [u64; N] {
     let mut found = [0; N];
     let lines = File::open(path).map(|file| BufReader::new(file).lines());
     for line in lines.into_iter().flatten().map_while(Result::ok) {
-        let mut fields = line.split_whitespace();
-        if let (Some(address), Some(name)) = (fields.next(), fields.nth(1))
+        if let Some((address, _, name)) = fields(&line)
             && let Some(index) = names.iter().position(|wanted| *wanted == name)
         {
             found[index] = u64::from_str_radix(address, 16).unwrap_or(0);
@@ -76,11 +75,19 @@ pub fn addresses<const N: usize>(path: &Path, names: [&str; N]) -> [u64; N] {
     found
 }
 
+/// `ffffffffc0000446 t nft_do_chain\t[nf_tables]`: address, kind and name. Split by single characters, which is several times
+/// as fast as by any white space, over a hundred thousand lines.
+fn fields(line: &str) -> Option<(&str, &str, &str)> {
+    let (address, rest) = line.split_once(' ')?;
+    let (kind, name) = rest.split_once(' ')?;
+    let name = name.strip_suffix('\n').unwrap_or(name);
+    Some((address, kind, name.split_once('\t').map_or(name, |(name, _)| name)))
+}
+
 fn parse(mut lines: impl BufRead) -> (Vec<(u64, u32)>, String) {
     let (mut starts, mut names, mut line) = (Vec::new(), String::new(), String::new());
     while lines.read_line(&mut line).is_ok_and(|read| read > 0) {
-        let mut fields = line.split_whitespace();
-        if let (Some(address), Some(kind), Some(name)) = (fields.next(), fields.next(), fields.next())
+        if let Some((address, kind, name)) = fields(&line)
             && matches!(kind, "t" | "T" | "w" | "W")
             && let Ok(address) = u64::from_str_radix(address, 16)
             && address != 0

@@ -58,13 +58,16 @@ impl Observer for Kernel {
     fn lost(&mut self) -> Vec<(&'static str, u64)> {
         let counters = self.probes.counters();
         // Aggregated drops are no loss: a later event carries their number.
-        vec![
+        let mut lost = vec![
             ("ring-buffer", counters.lost_events),
             ("attempt-map", counters.lost_attempts),
             ("drop-rate-limit", counters.suppressed_drops),
-            ("drop-recursion", counters.skipped_drops),
-            ("probe-recursion", counters.skipped_runs),
+            ("error-rate-limit", counters.suppressed_errors),
+            ("answer-rate-limit", counters.suppressed_answers),
+            ("socket-map", counters.lost_sockets),
             ("decode", counters.malformed_events),
-        ]
+        ];
+        lost.extend(self.probes.skipped_runs());
+        lost
     }
 }

@@ -1,0 +1,73 @@
+//! What the probes cost: `cargo xtask bench probes` runs this. Three parts, all in one run on one machine:
+//!
+//! each program against an empty one on the same hook; connections and throughput between two network namespaces without
+//! probes, with them, and with bpftrace on the same tracepoints, rounds interleaved; the released agent's memory and processor
+//! time under load and beside a flood. Missed aims are printed and make the exit code 1.
+
+mod agent;
+mod network;
+mod programs;
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::ExitCode;
+use std::thread;
+
+use anyhow::{Context as _, Result, bail};
+use harness::netns::{Netns, RunId};
+
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+/// Nobody watches it.
+const IGNORED: u16 = 9999;
+const WATCHED: u16 = 8080;
+
+fn main() -> ExitCode {
+    match bench() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn bench() -> Result<bool> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the bench attaches probes and makes network namespaces: run it as root");
+    }
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!(
+        "Linux {}, {} processors, load {}\n",
+        kernel.trim(),
+        thread::available_parallelism()?,
+        load.split(' ').next().unwrap_or("unknown")
+    );
+    let id = RunId::new()?;
+    let names = ["client", "server"].map(|name| id.name(name));
+    let [client, server]: [Netns; 2] = Netns::create(&names)?.try_into().ok().context("two namespaces")?;
+    client.ip(&format!(
+        "link set lo up\nlink add eth0 type veth peer name eth0 netns {}\naddr add 10.9.0.1/24 dev eth0\nlink set eth0 up\n",
+        server.name()
+    ))?;
+    server.ip("link set lo up\naddr add 10.9.0.2/24 dev eth0\nlink set eth0 up\n")?;
+    for port in [IGNORED, WATCHED] {
+        let listener = server.run(|| Ok(TcpListener::bind((SERVER, port))?))?;
+        thread::spawn(move || listener.incoming().for_each(drop));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let cheap = {
+        let _inside = runtime.enter();
+        let _stats = programs::Stats::on()?;
+        let ignored = programs::programs(&client, IGNORED)?;
+        let watched = programs::programs(&client, WATCHED)?;
+        programs::table(&ignored, &watched)
+    };
+    let fast = {
+        let _inside = runtime.enter();
+        network::run(&client, &server)?
+    };
+    drop((client, server));
+    let modest = agent::run()?;
+    Ok(cheap && fast && modest)
+}

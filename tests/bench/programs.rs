@@ -1,0 +1,167 @@
+//! Each program beside an empty one on the same hook, on the same events; nanoseconds are the kernel's own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use aya::programs::BtfTracePoint;
+use aya::{Btf, Ebpf, EbpfLoader};
+use harness::netns::Netns;
+use weir::probes::{ProbeSettings, Probes};
+
+use crate::SERVER;
+
+const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
+/// The aim: a program that ignores an event costs at most this many times an empty one.
+const AIM: f64 = 3.0;
+
+/// What the kernel counted of one program.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunStats {
+    nanoseconds: u64,
+    runs: u64,
+}
+
+impl RunStats {
+    fn since(self, before: Self) -> Self {
+        Self { nanoseconds: self.nanoseconds - before.nanoseconds, runs: self.runs - before.runs }
+    }
+
+    /// Nanoseconds per run.
+    fn mean(self) -> Option<f64> {
+        (self.runs > 0).then(|| self.nanoseconds as f64 / self.runs as f64)
+    }
+}
+
+/// Ours and an empty one on the same hook.
+pub type Costs = BTreeMap<&'static str, (RunStats, RunStats)>;
+
+/// Runs ours and an empty one on each hook under the same traffic.
+pub fn programs(client: &Netns, port: u16) -> Result<Costs> {
+    let settings = ProbeSettings::default();
+    let mut probes = Probes::load(&settings)?;
+    let names: BTreeMap<u32, String> = aya::programs::loaded_programs()
+        .flatten()
+        .filter_map(|program| Some((program.id(), program.name_as_str()?.to_owned())))
+        .collect();
+    let ours: BTreeMap<u32, RunStats> = counted()?;
+    let empty = empty(&settings)?;
+    let before = counted()?;
+    client.run(|| traffic(port, 2000))?;
+    let after = counted()?;
+    let during = |id: &u32| Some(after.get(id)?.since(before.get(id).copied().unwrap_or_default()));
+    let mut costs = Costs::new();
+    for (name, _) in HOOKS {
+        // The kernel keeps 15 characters of a name.
+        let short = &name[..name.len().min(15)];
+        let own = ours.keys().find(|id| names.get(id).is_some_and(|known| known == short));
+        let (Some(own), Some((_, empty))) = (own, empty.get(name)) else { continue };
+        if let (Some(own), Some(empty)) = (during(own), during(empty)) {
+            costs.insert(name, (own, empty));
+        }
+    }
+    probes.drain(&mut Vec::new());
+    Ok(costs)
+}
+
+/// The probes on tracepoints.
+const HOOKS: [(&str, &str); 7] = [
+    ("tcp_state", "inet_sock_set_state"),
+    ("syn_retransmit", "tcp_retransmit_skb"),
+    ("reset_received", "tcp_receive_reset"),
+    ("packet_drop", "kfree_skb"),
+    ("socket_error", "inet_sk_error_report"),
+    ("icmp_sent", "icmp_send"),
+    ("answer_retransmit", "tcp_retransmit_synack"),
+];
+
+/// An empty program on each hook that this kernel has, with its id.
+fn empty(settings: &ProbeSettings) -> Result<BTreeMap<&'static str, (Ebpf, u32)>> {
+    let object = std::env::var_os("WEIR_EBPF_OBJECT")
+        .context("WEIR_EBPF_OBJECT names no probe object: run `cargo xtask bench probes`")?;
+    let object = fs::read(&object).with_context(|| Path::new(&object).display().to_string())?;
+    let btf = Btf::parse_file(&settings.btf, aya::Endianness::default())?;
+    let mut all = BTreeMap::new();
+    for (name, tracepoint) in HOOKS {
+        let mut ebpf = EbpfLoader::new().btf(None).map_max_entries("EVENTS", 4096).load(&object)?;
+        let program: &mut BtfTracePoint = ebpf.program_mut("empty").context("no program `empty`")?.try_into()?;
+        if program.load(tracepoint, &btf).is_ok() {
+            program.attach()?;
+            let id = program.info()?.id();
+            all.insert(name, (ebpf, id));
+        }
+    }
+    Ok(all)
+}
+
+/// Statistics of this process's programs by id, from its descriptors' `fdinfo`.
+fn counted() -> Result<BTreeMap<u32, RunStats>> {
+    let mut stats = BTreeMap::new();
+    for entry in fs::read_dir("/proc/self/fdinfo")?.flatten() {
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+        if let (Some(id), Some(nanoseconds), Some(runs)) = (field("prog_id:"), field("run_time_ns:"), field("run_cnt:"))
+        {
+            stats.insert(u32::try_from(id)?, RunStats { nanoseconds, runs });
+        }
+    }
+    Ok(stats)
+}
+
+/// Everything that the hooks see of a port: connections, refusals, datagrams to nobody.
+fn traffic(port: u16, count: u32) -> Result<()> {
+    for _ in 0..count {
+        drop(TcpStream::connect((SERVER, port))?);
+    }
+    for _ in 0..count / 10 {
+        // Nobody listens one port further: a reset, an error, a drop.
+        let _ = TcpStream::connect((SERVER, port + 100));
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect((SERVER, port + 100))?;
+        let _ = socket.send(b"?");
+        let _ = socket.send(b"?");
+    }
+    Ok(())
+}
+
+pub fn table(ignored: &Costs, watched: &Costs) -> bool {
+    println!("{:20} {:>9} {:>9} {:>6} {:>9} {:>9}  aim", "program", "ignored", "empty", "ratio", "watched", "runs");
+    let mut met = true;
+    for (name, (ours, empty)) in ignored {
+        let watched = watched.get(name).and_then(|(ours, _)| ours.mean());
+        let (Some(ours_mean), Some(empty_mean)) = (ours.mean(), empty.mean()) else {
+            println!("{name:20} {:>9} {:>9} {:>6} {:>9} {:>9}  not run", "-", "-", "-", "-", ours.runs);
+            continue;
+        };
+        let ratio = ours_mean / empty_mean;
+        met &= ratio <= AIM;
+        println!(
+            "{name:20} {ours_mean:>6.0} ns {empty_mean:>6.0} ns {ratio:>6.1} {:>9} {:>9}  {}",
+            watched.map_or("-".to_owned(), |mean| format!("{mean:.0} ns")),
+            ours.runs,
+            if ratio <= AIM { format!("met (<= {AIM})") } else { format!("MISSED (<= {AIM})") }
+        );
+    }
+    met
+}
+
+/// Run-time statistics of BPF programs, on until dropped.
+pub struct Stats {
+    before: String,
+}
+
+impl Stats {
+    pub fn on() -> Result<Self> {
+        let before = fs::read_to_string(Path::new(STATS)).context(STATS)?;
+        fs::write(STATS, "1").context(STATS)?;
+        Ok(Self { before: before.trim().to_owned() })
+    }
+}
+
+impl Drop for Stats {
+    fn drop(&mut self) {
+        let _ = fs::write(STATS, &self.before);
+    }
+}

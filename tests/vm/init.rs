@@ -1,0 +1,88 @@
+//! Process 1 of a test guest: mounts what a machine has, loads modules, runs programs, says how they ended, stops the machine.
+//!
+//! `/modules/order` names the modules in the order in which they can be loaded; `/commands` holds one command per line, its
+//! words separated by spaces; what they write to `/tmp/out` leaves the guest. Everything is said on the console, which is the standard output; the last line is
+//! `VM-EXIT:CODE` with the first exit code that was not 0. A panic here is a panic of the kernel, and meant to be seen.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+
+/// Exit code of a command that was killed by a signal, or could not be started.
+const NO_CODE: i32 = 255;
+
+const MOUNTS: [(&str, &str); 7] = [
+    ("proc", "/proc"),
+    ("sysfs", "/sys"),
+    ("devtmpfs", "/dev"),
+    ("tmpfs", "/run"),
+    ("tmpfs", "/tmp"),
+    ("bpf", "/sys/fs/bpf"),
+    ("cgroup2", "/sys/fs/cgroup"),
+];
+
+fn main() {
+    if std::process::id() != 1 {
+        eprintln!("this is process 1 of a test guest: see `cargo xtask vm-test`");
+        std::process::exit(2);
+    }
+    let code = guest().unwrap_or_else(|error| {
+        println!("VM: {error:#}");
+        NO_CODE
+    });
+    println!("VM-EXIT:{code}");
+    let _ = std::io::stdout().flush();
+    nix::unistd::sync();
+    // The machine was started so that it ends where it would start again: no ACPI needed.
+    reboot(RebootMode::RB_AUTOBOOT).expect("process 1 may");
+}
+
+fn guest() -> Result<i32> {
+    for (kind, place) in MOUNTS {
+        fs::create_dir_all(place).with_context(|| place.to_owned())?;
+        mount(Some(kind), place, Some(kind), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("mount {place}"))?;
+    }
+    for module in fs::read_to_string("/modules/order").context("/modules/order")?.lines() {
+        let file = File::open(Path::new("/modules").join(format!("{module}.ko"))).context(module.to_owned())?;
+        // Some modules of one kernel are built into another, or refuse the machine: the tests tell what they miss.
+        if let Err(error) = finit_module(&file, c"", ModuleInitFlags::empty()) {
+            println!("VM: module {module}: {error}");
+        }
+    }
+    let _ = run("ip link set lo up");
+    for entry in
+        fs::read_dir("/dev")?.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("vport"))
+    {
+        std::os::unix::fs::symlink(entry.path(), "/tmp/out")?;
+    }
+    let mut first = 0;
+    for command in fs::read_to_string("/commands").context("/commands")?.lines() {
+        println!("VM: {command}");
+        let begin = Instant::now();
+        let code = run(command).unwrap_or_else(|error| {
+            println!("VM: {command}: {error:#}");
+            NO_CODE
+        });
+        println!("VM: {command}: exit {code} after {:.1} s", begin.elapsed().as_secs_f64());
+        if first == 0 {
+            first = code;
+        }
+    }
+    Ok(first)
+}
+
+fn run(command: &str) -> Result<i32> {
+    let mut words = command.split(' ');
+    let program = words.next().unwrap_or_default();
+    ensure!(!program.is_empty(), "an empty command");
+    let status = Command::new(program).args(words).env("PATH", "/bin").current_dir("/tmp").status()?;
+    Ok(status.code().unwrap_or(NO_CODE))
+}

@@ -1,0 +1,58 @@
+//! Measurements on this machine: the policy engine's benches, and what the probes cost.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{build_ebpf, tools};
+
+/// `cargo xtask bench [WHAT]`
+#[derive(clap::Args)]
+pub struct Bench {
+    /// What to measure
+    #[arg(default_value = "policies")]
+    what: What,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum What {
+    /// The policy engine on synthetic clusters; needs no root.
+    Policies,
+    /// Each probe against an empty one on the same hook, connections and throughput with and without the probes, the agent
+    /// under load and beside a flood.
+    Probes,
+}
+
+impl Bench {
+    /// Exit codes: 0 measured and all aims met, 1 some missed, 2 could not be measured.
+    pub fn run(self) -> Result<ExitCode> {
+        match self.what {
+            What::Policies => policies(),
+            What::Probes => probes(),
+        }
+    }
+}
+
+fn policies() -> Result<ExitCode> {
+    tools::run(tools::cargo().args(["bench", "--quiet", "--package", "weir-engine", "--bench", "policies"]))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn probes() -> Result<ExitCode> {
+    if !tools::is_root() {
+        bail!(
+            "the bench attaches probes and makes network namespaces: run it as root (`sudo -E cargo xtask bench probes`)"
+        );
+    }
+    let object = build_ebpf::build()?;
+    // The agent as it is released: its own cost is part of what is measured.
+    tools::run(tools::cargo().args(["build", "--quiet", "--release", "--package", "weir", "--bin", "weir"]))?;
+    let mut cargo = tools::cargo();
+    cargo.args(["build", "--quiet", "--package", "weir-tests", "--features", "root", "--bin", "weir-bench"]);
+    tools::run(&mut cargo)?;
+    let agent = tools::target().join("release/weir");
+    let program = tools::built("weir-bench");
+    let status = Command::new(&program).env("WEIR_EBPF_OBJECT", object).env("WEIR_AGENT", agent).status();
+    let status = status.with_context(|| format!("cannot start {}", program.display()))?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2)))
+}

@@ -1,0 +1,178 @@
+//! The probe tests on other kernels: Debian's packages, booted by QEMU under software emulation (no virtualisation needed).
+//!
+//! The guest is a first file system and nothing else: `weir-vm-init` as process 1, modules, `ip`, `nft`, the agent, and the
+//! test programs as cargo built them for this machine, with their shared libraries. Everything is kept below `target/vm`.
+
+mod guest;
+mod kernels;
+mod machine;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{build_ebpf, tools};
+use kernels::Kernel;
+use machine::Ending;
+
+/// `cargo xtask vm-test`
+#[derive(clap::Args)]
+pub struct VmTest {
+    /// Kernels by version (`6.1`); all of them if none is named.
+    kernels: Vec<String>,
+    /// Only the oldest kernel, the most used and the newest, as `cargo xtask test` does.
+    #[arg(long, conflicts_with = "kernels")]
+    quick: bool,
+    /// Only tests whose name contains this, and no matrix.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Only the matrix.
+    #[arg(long, conflicts_with = "filter")]
+    matrix: bool,
+    /// Fetch each kernel again, the newest of its version.
+    #[arg(long)]
+    refresh: bool,
+    /// Seconds after which a guest counts as hung.
+    #[arg(long, default_value_t = LIMIT)]
+    limit: u64,
+    /// Print all that the guests print, not only of those that failed.
+    #[arg(long, short)]
+    verbose: bool,
+    /// Both address families, blocking and non-blocking connects and floods in the matrix, not only the short one.
+    #[arg(long)]
+    full: bool,
+}
+
+/// What `cargo xtask test` runs: the oldest kernel, the one that is most in use, and the newest.
+const QUICK: [&str; 3] = ["5.10", "6.1", "7.2"];
+
+/// Seconds for a guest: about four times what one takes on two processors with nothing else to do.
+const LIMIT: u64 = 600;
+
+impl VmTest {
+    /// Exit codes: 0 all passed, 1 a test failed, 2 could not be run, 3 a kernel panicked, 4 a guest hung.
+    pub fn run(self) -> Result<ExitCode> {
+        let Self { kernels, quick, filter, matrix, refresh, limit, verbose, full } = self;
+        if quick {
+            return Ok(if self::quick()? { ExitCode::SUCCESS } else { ExitCode::from(1) });
+        }
+        let chosen = kernels::choose(&kernels)?;
+        let options =
+            Options { filter, matrix, refresh, limit: Duration::from_secs(limit), verbose, full, document: true };
+        Ok(ExitCode::from(all(&chosen, &options)?))
+    }
+}
+
+/// The shorter selection for `cargo xtask test`: one line per kernel on stdout, and whether all passed.
+///
+/// # Errors
+/// The guests could not be run at all: no packages, no QEMU, nothing built.
+pub fn quick() -> Result<bool> {
+    let chosen = kernels::choose(&QUICK.map(str::to_owned))?;
+    let options = Options {
+        filter: None,
+        matrix: false,
+        refresh: false,
+        limit: Duration::from_secs(LIMIT),
+        verbose: false,
+        full: false,
+        document: false,
+    };
+    Ok(all(&chosen, &options)? == 0)
+}
+
+struct Options {
+    filter: Option<String>,
+    matrix: bool,
+    refresh: bool,
+    limit: Duration,
+    verbose: bool,
+    full: bool,
+    /// Put what the matrix found into the documentation.
+    document: bool,
+}
+
+fn all(chosen: &[&'static Kernel], options: &Options) -> Result<u8> {
+    kernels::require_debian()?;
+    let qemu = machine::ensure_qemu()?;
+    build_ebpf::build()?;
+    let programs = build()?;
+    let mut worst = 0;
+    let mut table = Vec::new();
+    for kernel in chosen {
+        let begin = Instant::now();
+        let (code, line) = match one(kernel, &qemu, &programs, options) {
+            Ok(ending) => (ending.code(), ending.to_string()),
+            Err(error) => (2, format!("could not be run: {error:#}")),
+        };
+        worst = worst.max(code);
+        let line = format!("kernel {:5} {line} ({:.0} s)", kernel.version, begin.elapsed().as_secs_f64());
+        eprintln!("{line}");
+        table.push(line);
+    }
+    for line in table {
+        println!("{line}");
+    }
+    Ok(worst)
+}
+
+fn one(kernel: &Kernel, qemu: &machine::Qemu, programs: &[PathBuf], options: &Options) -> Result<Ending> {
+    let files = kernels::fetch(kernel, options.refresh)?;
+    let mut tests = "/bin/probes --test-threads 1".to_owned();
+    if let Some(filter) = &options.filter {
+        tests = format!("{tests} {filter}");
+    }
+    let matrix =
+        format!("/bin/weir-matrix --agent /bin/weir --json /tmp/out{}", if options.full { "" } else { " --quick" });
+    let mut commands = vec!["/bin/weir doctor".to_owned()];
+    if options.filter.is_none() {
+        commands.push(matrix);
+    }
+    if !options.matrix {
+        commands.push(tests);
+    }
+    let initrd = guest::build(&files, programs, &commands)?;
+    let (log, out) = (files.folder.join("console.log"), files.folder.join("matrix.json"));
+    let _ = std::fs::remove_file(&out);
+    let ending = machine::run(qemu, &files.image, &initrd, options.limit, &log, &out)?;
+    if options.verbose || ending.code() != 0 {
+        eprint!("{}", std::fs::read_to_string(&log).unwrap_or_default());
+    }
+    eprintln!("console: {}", log.display());
+    if options.document && std::fs::metadata(&out).is_ok_and(|file| file.len() > 0) {
+        let document = tools::root().join("docs/accuracy.md");
+        let mut merge = Command::new(tools::built("weir-matrix"));
+        merge.arg("--read").arg(&out).arg("--markdown").arg(document).stdout(Stdio::null());
+        let status = merge.status().context("cannot start weir-matrix")?;
+        ensure!(status.code().is_some_and(|code| code < 2), "the guest's matrix cannot be read: {}", out.display());
+    }
+    Ok(ending)
+}
+
+/// The agent, process 1, the matrix and the tests, in this order, as cargo leaves them.
+fn build() -> Result<Vec<PathBuf>> {
+    let mut cargo = tools::cargo();
+    tools::run(cargo.args(["build", "--quiet", "--package", "weir", "--bin", "weir"]))?;
+    let mut cargo = tools::cargo();
+    cargo.args(["build", "--quiet", "--package", "weir-tests", "--bin", "weir-vm-init", "--bin", "weir-matrix"]);
+    tools::run(&mut cargo)?;
+    let mut cargo = tools::cargo();
+    cargo.args(["test", "--quiet", "--package", "weir-tests", "--features", "root", "--test", "probes", "--no-run"]);
+    cargo.arg("--message-format=json").stdout(Stdio::piped());
+    let mut child = cargo.spawn().context("cannot start cargo")?;
+    let mut tests = None;
+    for line in BufReader::new(child.stdout.take().context("it was piped")?).lines() {
+        let message: serde_json::Value = serde_json::from_str(&line?).unwrap_or_default();
+        if message["target"]["name"] == "probes" && message["executable"].is_string() {
+            tests = message["executable"].as_str().map(PathBuf::from);
+        }
+    }
+    ensure!(child.wait()?.success(), "building the probe tests failed");
+    let Some(tests) = tests else { bail!("cargo did not say where the probe tests are") };
+    Ok(vec![tools::built("weir"), tools::built("weir-vm-init"), tools::built("weir-matrix"), tests])
+}
