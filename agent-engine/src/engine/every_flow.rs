@@ -12,18 +12,6 @@ use crate::testing::{self as t, End, apply, at, connect};
 use crate::verdict::State;
 use crate::words::Protocol;
 
-/// Flows between ends that policies cannot part: the kubelet and the pods of its own node.
-const NODE_LOCAL: [&str; 8] = [
-    "ambient-probe",
-    "cni-probe",
-    "control-plane-probe",
-    "gateway-probe",
-    "sidecar-probe",
-    "waypoint-probe",
-    "ztunnel-probe",
-    "east-west-probe",
-];
-
 fn istio(kind: &str, group: &str, name: &str, spec: Value) -> Value {
     json!({"apiVersion": format!("{group}.istio.io/v1"), "kind": kind,
            "metadata": {"namespace": "istio-system", "name": name}, "spec": spec})
@@ -93,7 +81,7 @@ fn everything() -> Vec<Value> {
 }
 
 /// What only traffic tells of: source, destination, pod port.
-const TRAFFIC: [(&str, &str, u16); 10] = [
+const TRAFFIC: [(&str, &str, u16); 11] = [
     (t::WEB, t::ISTIOD, 15010),
     (t::WEB, "10.1.1.93", 8084),
     ("10.1.1.94", "10.1.1.93", 8084),
@@ -104,6 +92,7 @@ const TRAFFIC: [(&str, &str, u16); 10] = [
     ("10.1.0.82", "10.1.1.93", 15008),
     (t::WEB, "10.1.1.83", 15008),
     ("10.1.0.82", "10.1.1.94", 8085),
+    (t::NODE_A, "10.1.0.82", 8080),
 ];
 
 fn address(engine: &Engine, endpoint: &Endpoint) -> IpAddr {
@@ -138,7 +127,8 @@ fn each_flow_blocked_alone_turns_its_own_series_only() {
     let mut covered: BTreeSet<&str> = BTreeSet::new();
     for pair in &pairs {
         covered.insert(&pair.key.flow);
-        if !pair.kubelets.is_empty() && pair.key.source == crate::requirement::End::Kubelet {
+        // The kubelet and the pods of its node are what no policy parts.
+        if pair.key.source == crate::requirement::End::Kubelet {
             continue;
         }
         let (source, destination) = pair.instances().next().expect("an instance");
@@ -170,7 +160,6 @@ fn each_flow_blocked_alone_turns_its_own_series_only() {
         assert_eq!(turned, own, "{} → {}", pair.key.source, pair.key.destination);
     }
     let required = base.resolver.catalogue().flows().filter(|r| !r.configured).map(|r| &*r.id);
-    let missing: Vec<&str> =
-        required.filter(|id| !covered.contains(id) && !NODE_LOCAL.contains(id)).collect();
+    let missing: Vec<&str> = required.filter(|id| !covered.contains(id)).collect();
     assert!(missing.is_empty(), "no pair in this mesh: {missing:?}");
 }

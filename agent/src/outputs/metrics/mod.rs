@@ -20,12 +20,12 @@ use weir_engine::snapshot::{LATENCY_BUCKETS, Latency};
 use weir_engine::verdict::State;
 
 use super::View;
-use labels::{Attempts, Build, Count, Drops, Flow, Labels, Object, Part, Probe, Stage, denied, state_of};
+use labels::{Attempts, Build, Count, Drops, Flow, Labels, Object, Part, Probe, Stage, closed, denied, state_of};
 
 /// Series of one metric at most, the overflow series not counted.
 #[derive(Clone, Copy, Debug)]
 pub struct Caps {
-    /// `weir_required_flow_denied`.
+    /// `weir_required_flow_denied` and `weir_required_flow_closed_timestamp_seconds`.
     pub denied: usize,
     /// `weir_required_flow_state`.
     pub state: usize,
@@ -146,6 +146,10 @@ impl Collector for ViewCollector {
         let series = Series::unique(denied_pairs.map(|l| (l, 1)), self.caps.denied);
         let help = "Required flows that policies deny: 1 while denied; policies are those that select the denied side";
         left_out += series.gauge(encoder, "required_flow_denied", help)?;
+
+        let series = Series::unique(snapshot.pairs.iter().filter_map(closed), self.caps.denied);
+        let help = "When the policy edit was made since which policies do not admit a required flow, Unix time";
+        left_out += series.gauge_in(encoder, "required_flow_closed_timestamp", help, Some(&Unit::Seconds))?;
 
         let series = Series::unique(snapshot.pairs.iter().map(|p| (state_of(p), 1)), self.caps.state);
         left_out +=
