@@ -66,19 +66,6 @@ fn fixtures_verdicts() {
     assert!(found > 0, "no row was compared");
 }
 
-/// Pair sets both ways: every row of every state has its pair, and nothing is denied that neither rows nor objects speak for.
-#[test]
-fn fixtures_pairs_both_ways() {
-    let fixtures = fixture::all();
-    let files: BTreeSet<_> = fixtures.iter().map(|f| f.dir.join(f.file.rsplit('/').next().expect("a file"))).collect();
-    let conformance = env!("CARGO_BIN_EXE_weir-conformance");
-    let output = std::process::Command::new(conformance).args(&files).output().expect("weir-conformance");
-    let page = String::from_utf8_lossy(&output.stdout);
-    println!("{page}");
-    assert!(output.status.success(), "{page}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(page.contains(", 0 without a pair"), "{page}");
-}
-
 /// Each gotcha's treatment is shown by tests that exist.
 #[test]
 fn gotchas_name_tests_that_exist() {
