@@ -82,7 +82,8 @@ fn gotchas_name_tests_that_exist() {
             let text = std::fs::read_to_string(root.join(file)).unwrap_or_else(|e| panic!("{row}: {file}: {e}"));
             assert!(!functions.is_empty(), "{row}: no test named: {test}");
             for function in functions {
-                let is_there = [format!("fn {function}("), format!("    {function}: \"")].iter().any(|f| text.contains(f));
+                let is_there =
+                    [format!("fn {function}("), format!("    {function}: \"")].iter().any(|f| text.contains(f));
                 assert!(is_there, "{row}: {file} has no {function}");
             }
         }

@@ -15,7 +15,8 @@ fn pairs_both_ways() {
             None => println!("SKIPPED: the fixture {name} is not part of the source; WEIR_SHARED says where it is"),
         }
     }
-    let output = Command::new(env!("CARGO_BIN_EXE_weir-conformance")).args(&folders).output().expect("weir-conformance");
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_weir-conformance")).args(&folders).output().expect("weir-conformance");
     let page = String::from_utf8_lossy(&output.stdout);
     println!("{page}");
     assert!(output.status.success(), "{page}{}", String::from_utf8_lossy(&output.stderr));

@@ -130,7 +130,8 @@ fn the_format_follows_what_the_reader_accepts() {
 
 #[test]
 fn the_edit_that_closed_a_flow_is_named_with_its_time() {
-    let mut closed = pair("sidecar-xds", State::AtRisk, workload("shop", "cart"), workload("istio-system", "istiod"), 15012);
+    let mut closed =
+        pair("sidecar-xds", State::AtRisk, workload("shop", "cart"), workload("istio-system", "istiod"), 15012);
     closed.not_admitted_count = 1;
     closed.since_edit = Some(Edit {
         object: Key { kind: Kind::NetworkPolicy, name: Name::new("shop", "deny") },

@@ -99,11 +99,16 @@ pub fn judge(state: &str, mut model: Model, cases: &[Case], coverage: &mut Cover
                 });
                 let on_wire: Vec<_> = on_wire.collect();
                 let row = on_wire.iter().find(|row| *pair.code == *row.code()).or(on_wire.first());
-                let name = format!("{} {} {} {}/{}", pair.flow, instance.source, instance.destination, pair.port, pair.protocol);
+                let name = format!(
+                    "{} {} {} {}/{}",
+                    pair.flow, instance.source, instance.destination, pair.port, pair.protocol
+                );
                 match row {
                     Some(row) => wrong.extend(differs(state, row, Verdict::Denied)),
                     None if told_by_objects.contains(&key(pair)) => drop(coverage.beyond.insert(name)),
-                    None => wrong.push(format!("{state}: denied, and neither a row nor an object speaks for it: {name}")),
+                    None => {
+                        wrong.push(format!("{state}: denied, and neither a row nor an object speaks for it: {name}"))
+                    }
                 }
             }
         }

@@ -27,7 +27,8 @@ fn everything() -> Vec<Value> {
     let controller = json!({"kyma-project.io/module": "istio", "app.kubernetes.io/name": "istio-operator"});
     let scraper = json!({"networking.kyma-project.io/metrics-scraping": "allowed"});
     let http = |target: u16| json!([{"name": "http", "port": 80, "targetPort": target}]);
-    let cross = json!([{"name": "tls", "port": 15443}, {"name": "xds", "port": 15012}, {"name": "hook", "port": 15017}]);
+    let cross =
+        json!([{"name": "tls", "port": 15443}, {"name": "xds", "port": 15012}, {"name": "hook", "port": 15017}]);
     let mut backend = sidecar("backend");
     backend["networking.kyma-project.io/from-ingressgateway"] = json!("allowed");
     let mut user = sidecar("user");

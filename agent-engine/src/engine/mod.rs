@@ -1,11 +1,11 @@
 //! The engine: wiring only. Inputs with their time in, transitions and snapshots out.
 
 mod attribute;
+#[cfg(test)]
+mod every_flow;
 mod held;
 mod input;
 mod settings;
-#[cfg(test)]
-mod every_flow;
 #[cfg(test)]
 mod tests;
 mod view;
