@@ -66,6 +66,31 @@ fn fixtures_verdicts() {
     assert!(found > 0, "no row was compared");
 }
 
+/// Each gotcha's treatment is shown by tests that exist.
+#[test]
+fn gotchas_name_tests_that_exist() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let table = std::fs::read_to_string(root.join("docs/gotchas.md")).expect("docs/gotchas.md");
+    let mut rows = 0;
+    for row in table.lines().filter(|l| l.starts_with("| ") && l.as_bytes().get(2).is_some_and(u8::is_ascii_digit)) {
+        rows += 1;
+        assert!(row.starts_with(&format!("| {rows} |")), "row {rows}: {row}");
+        let tests: Vec<&str> = row.rsplit('|').nth(1).expect("a cell").split(';').map(str::trim).collect();
+        for test in tests {
+            let named: Vec<&str> = test.split('`').skip(1).step_by(2).collect();
+            let [file, functions @ ..] = named.as_slice() else { panic!("{row}: `file` `test` expected: {test}") };
+            let text = std::fs::read_to_string(root.join(file)).unwrap_or_else(|e| panic!("{row}: {file}: {e}"));
+            assert!(!functions.is_empty(), "{row}: no test named: {test}");
+            for function in functions {
+                let is_there =
+                    [format!("fn {function}("), format!("    {function}: \"")].iter().any(|f| text.contains(f));
+                assert!(is_there, "{row}: {file} has no {function}");
+            }
+        }
+    }
+    assert_eq!(rows, 32);
+}
+
 /// No pair is accused without reason: what the report denies, a second and plainer reading of the specification denies too,
 /// and what it admits that one admits.
 #[test]

@@ -133,6 +133,50 @@ fn flows() {
 }
 
 /// An agent that shows this view, as long as the runtime lives.
+/// `SNAPSHOTS=overwrite` makes it anew, as it does golden files.
+#[test]
+fn the_readme_has_the_catalogue_as_it_is() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = std::fs::read_to_string(&file).unwrap();
+    let (begin, end) = ("<!-- weir flows --output markdown -->\n", "<!-- end of flows -->");
+    let (before, rest) = readme.split_once(begin).expect("the place of the table");
+    let (table, after) = rest.split_once(end).expect("the end of the table");
+    let output = run(&["flows", "--output", "markdown"]);
+    let current = stdout(&output);
+    if std::env::var_os("SNAPSHOTS").is_some_and(|v| v == "overwrite") {
+        std::fs::write(&file, format!("{before}{begin}{current}{end}{after}")).unwrap();
+        return;
+    }
+    assert_eq!(table, current, "README.md is out of date: SNAPSHOTS=overwrite cargo test -p weir --test cli");
+}
+
+#[test]
+fn bad_files_of_flows_name_file_line_fault_and_what_is_allowed() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = "schema = 1\nprofile = \"mine\"\n[[flow]]\nid = \"a-b\"\ncode = \"A\"\nsource = [\"sidecar\"]\n\
+                destination = [\"istiod\"]\nports = [1]\npurpose = \"p\"\nsymptom = \"quite odd\"\nseverity = \"high\"\nfact = \"f\"\n";
+    let flows = |text: &str| {
+        let file = folder.path().join("mine.toml");
+        std::fs::write(&file, text).unwrap();
+        run(&["flows", "a-b", "--flows", file.to_str().unwrap()])
+    };
+    let read = flows(good);
+    assert_eq!(read.status.code(), Some(0), "{}", stderr(&read));
+    assert!(stdout(&read).contains("quite odd"), "{}", stdout(&read));
+    for (text, expected) in [
+        (good.replace("high", "huge"), ["mine.toml", "line 11", "`huge`", "`critical`"]),
+        (good.replace("[\"sidecar\"]", "[\"sidecars\"]"), ["mine.toml", "line 6", "`sidecars`", "`sidecar`"]),
+        (good.replace("fact", "fakt"), ["mine.toml", "line 12", "`fakt`", "`fact`"]),
+        (good.replace("ports = [1]\n", ""), ["mine.toml", "line 4", "a-b", "port-from"]),
+        (good.replace("schema = 1", "schema = 9"), ["mine.toml", "schema = 9", "schema = 1", "reads"]),
+    ] {
+        let refused = flows(&text);
+        let said = stderr(&refused);
+        assert_eq!(refused.status.code(), Some(2), "{said}");
+        assert!(expected.iter().all(|word| said.contains(word)), "{said}: {expected:?}");
+    }
+}
+
 fn agent(view: View, path: &Path) -> Runtime {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let context = runtime.enter();

@@ -11,7 +11,11 @@ use common::{busy, denied, empty, pair, workload};
 use snapbox::{assert_data_eq, file};
 use weir::outputs::View;
 use weir::outputs::metrics::{Caps, Format, Metrics};
+use weir_engine::cluster::{Key, Kind, Origin};
+use weir_engine::snapshot::Edit;
+use weir_engine::time::Time;
 use weir_engine::verdict::State;
+use weir_engine::words::Name;
 
 fn text(view: View, format: Format) -> String {
     Metrics::default().encode(&Arc::new(view), format).unwrap()
@@ -122,4 +126,23 @@ fn the_format_follows_what_the_reader_accepts() {
     assert_eq!(Format::accepted(Some(prometheus)), Format::OpenMetrics);
     assert_eq!(Format::accepted(Some("*/*")), Format::Prometheus);
     assert_eq!(Format::accepted(None), Format::Prometheus);
+}
+
+#[test]
+fn the_edit_that_closed_a_flow_is_named_with_its_time() {
+    let mut closed =
+        pair("sidecar-xds", State::AtRisk, workload("shop", "cart"), workload("istio-system", "istiod"), 15012);
+    closed.not_admitted_count = 1;
+    closed.since_edit = Some(Edit {
+        object: Key { kind: Kind::NetworkPolicy, name: Name::new("shop", "deny") },
+        deleted: false,
+        origin: Origin { file: Some("mesh.yaml".into()), line: Some(7), resource_version: None },
+        at: Time(0),
+        at_unix_ns: 1_700_000_000_000_000_000,
+    });
+    let mut view = empty();
+    view.snapshot.pairs.push(closed);
+    let text = Metrics::default().encode(&Arc::new(view), Format::Prometheus).unwrap();
+    let line = text.lines().find(|l| l.starts_with("weir_required_flow_closed_timestamp_seconds{")).expect("a series");
+    assert!(line.contains("edit=\"NetworkPolicy shop/deny (mesh.yaml:7)\"") && line.ends_with(" 1700000000"), "{line}");
 }

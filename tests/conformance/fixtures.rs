@@ -85,8 +85,7 @@ pub fn judge(file: &Path, coverage: &mut Coverage) -> Result<Tally> {
     let mut worlds = BTreeMap::new();
     let mut wrong_pairs = Vec::new();
     for (name, state) in &fixture.states {
-        let mut files =
-            std::iter::once(&state.cluster).chain(&state.policies).map(|f| dir.join(f)).collect::<Vec<_>>();
+        let mut files = std::iter::once(&state.cluster).chain(&state.policies).map(|f| dir.join(f)).collect::<Vec<_>>();
         // Istio's own objects are beside the cluster's.
         files.extend(Some(dir.join("mesh-config.yaml")).filter(|f| f.is_file()));
         let manifests = manifests::load(&files)?;

@@ -23,6 +23,8 @@ pub struct Coverage {
     pub by_traffic: usize,
     /// Codes of the rows that took traffic, with how many.
     pub learnt: BTreeMap<String, usize>,
+    /// Rows whose ends and port are judged, but as another flow: what tells the two apart is in no object and no packet.
+    pub otherwise: BTreeSet<String>,
     /// Rows without a pair.
     pub uncovered: BTreeSet<String>,
     /// Denied pairs that no row is about, but objects are: other ports, protocols and pods of the catalogue's flows.
@@ -31,7 +33,7 @@ pub struct Coverage {
 
 impl fmt::Display for Coverage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rows, by_objects, by_traffic, learnt, uncovered, beyond } = self;
+        let Self { rows, by_objects, by_traffic, learnt, otherwise, uncovered, beyond } = self;
         let missing = rows - by_objects - by_traffic;
         writeln!(
             f,
@@ -39,10 +41,18 @@ impl fmt::Display for Coverage {
         )?;
         let codes: Vec<String> = learnt.iter().map(|(code, rows)| format!("{code} {rows}")).collect();
         writeln!(f, "by traffic, as no object names both ends: {}", codes.join(", "))?;
+        for row in otherwise {
+            writeln!(f, "by traffic, as another flow: {row}")?;
+        }
         for row in uncovered {
             writeln!(f, "without a pair: {row}")?;
         }
-        write!(f, "{} denied pairs that no row is about, each denied by a second reading too", beyond.len())
+        let mut flows: BTreeMap<&str, usize> = BTreeMap::new();
+        for pair in beyond {
+            *flows.entry(pair.split(' ').next().unwrap_or_default()).or_default() += 1;
+        }
+        let flows: Vec<String> = flows.iter().map(|(flow, pairs)| format!("{flow} {pairs}")).collect();
+        write!(f, "denied by objects, and no row is about them: {}", flows.join(", "))
     }
 }
 
@@ -55,18 +65,23 @@ pub fn judge(state: &str, mut model: Model, cases: &[Case], coverage: &mut Cover
     for row in &rows {
         coverage.rows += 1;
         match verdict(&model, &before, row) {
+            // Where a host outside really is, traffic tells.
+            None | Some(Verdict::Undecidable) => unseen.push(*row),
             Some(found) => {
                 coverage.by_objects += 1;
                 wrong.extend(differs(state, row, found));
             }
-            None => unseen.push(*row),
         }
     }
     let connections: Vec<Connection> = unseen.iter().map(|row| connection(row)).collect();
     model.observe(&connections);
     let after = report(&model);
     for row in unseen {
-        match verdict(&model, &after, row) {
+        let own = verdict(&model, &after, row);
+        if let Some((flow, _)) = any_verdict(&model, &after, row).filter(|_| own.is_none()) {
+            coverage.otherwise.insert(format!("{} ({}) is judged as {flow}", row.id, row.code()));
+        }
+        match own.or_else(|| any_verdict(&model, &after, row).map(|(_, found)| found)) {
             Some(found) => {
                 coverage.by_traffic += 1;
                 *coverage.learnt.entry(row.code().to_owned()).or_default() += 1;
@@ -79,17 +94,21 @@ pub fn judge(state: &str, mut model: Model, cases: &[Case], coverage: &mut Cover
     for pair in after.pairs.iter().filter(|p| p.verdict == Verdict::Denied) {
         for case in pair.cases.iter().filter(|c| c.verdict == Verdict::Denied) {
             for instance in &case.instances {
-                let row = rows.iter().find(|row| {
-                    *pair.code == *row.code()
-                        && pair.port == row.port
-                        && pair.protocol == row.protocol
-                        && is_row(&model, instance, row)
+                let on_wire = rows.iter().filter(|row| {
+                    pair.port == row.port && pair.protocol == row.protocol && is_row(&model, instance, row)
                 });
-                let name = format!("{} {} {} {}/{}", pair.flow, instance.source, instance.destination, pair.port, pair.protocol);
+                let on_wire: Vec<_> = on_wire.collect();
+                let row = on_wire.iter().find(|row| *pair.code == *row.code()).or(on_wire.first());
+                let name = format!(
+                    "{} {} {} {}/{}",
+                    pair.flow, instance.source, instance.destination, pair.port, pair.protocol
+                );
                 match row {
                     Some(row) => wrong.extend(differs(state, row, Verdict::Denied)),
                     None if told_by_objects.contains(&key(pair)) => drop(coverage.beyond.insert(name)),
-                    None => wrong.push(format!("{state}: denied, and neither a row nor an object speaks for it: {name}")),
+                    None => {
+                        wrong.push(format!("{state}: denied, and neither a row nor an object speaks for it: {name}"))
+                    }
                 }
             }
         }
@@ -121,6 +140,13 @@ fn verdict(model: &Model, report: &Report, row: &Case) -> Option<Verdict> {
         report.pairs.iter().filter(|p| *p.code == *row.code() && p.port == row.port && p.protocol == row.protocol);
     let mut cases = pairs.flat_map(|p| &p.cases);
     cases.find(|case| case.instances.iter().any(|i| is_row(model, i, row))).map(|case| case.verdict)
+}
+
+/// What the report says of a row's packets, whatever they are required for.
+fn any_verdict(model: &Model, report: &Report, row: &Case) -> Option<(String, Verdict)> {
+    let pairs = report.pairs.iter().filter(|p| p.port == row.port && p.protocol == row.protocol);
+    let mut cases = pairs.flat_map(|p| p.cases.iter().map(|case| (p.flow.to_string(), case)));
+    cases.find(|(_, case)| case.instances.iter().any(|i| is_row(model, i, row))).map(|(flow, c)| (flow, c.verdict))
 }
 
 fn is_row(model: &Model, found: &InstanceView, row: &Case) -> bool {

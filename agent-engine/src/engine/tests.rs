@@ -177,6 +177,39 @@ fn an_untranslated_service_address_counts_if_all_backends_fare_alike() {
 }
 
 #[test]
+fn a_query_that_the_node_cache_or_the_dns_pods_may_have_answered() {
+    let cache = t::pod("kube-system", "cache", "10.1.0.9", json!({"k8s-app": "node-local-dns"}), &["cache"]);
+    let state = |e: &Engine, ms, to: &str| {
+        let mut snapshot = e.snapshot(at(ms));
+        snapshot.pairs.retain(|p| p.protocol == Protocol::Udp);
+        pair(&snapshot, "sidecar-dns", "web", to, 53).state
+    };
+    // The pods are admitted, the cache is not: an answer was theirs, a drop was the cache's.
+    let pods = json!([{"to": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}]}]);
+    let policies = [cache.clone(), policy("app", "pods", json!({}), None, Some(pods))];
+    let mut engine = t::engine(&policies);
+    query(&mut engine, 20_000, t::WEB, t::DNS_SERVICE, true);
+    assert_eq!(state(&engine, 23_000, "coredns"), State::Verified);
+    assert_eq!(state(&engine, 23_000, "node-local-dns"), State::AtRisk);
+    let mut engine = t::engine(&policies);
+    engine.observe(at(20_000), &t::drop_of(20_000, t::tuple(t::WEB, t::DNS_SERVICE, 53, Protocol::Udp)));
+    engine.handle_timeout(at(20_200));
+    assert_eq!(state(&engine, 20_200, "node-local-dns"), State::Denied);
+    assert_ne!(state(&engine, 20_200, "coredns"), State::Unexplained);
+}
+
+#[test]
+fn the_metadata_probe_of_a_starting_proxy_accuses_nobody() {
+    let mut engine = engine(&[t::default_deny("app")]);
+    let before = engine.snapshot(at(19_000)).pairs.len();
+    engine.observe(at(20_000), &t::drop_of(20_000, t::tuple(t::WEB, "169.254.169.254", 80, Protocol::Tcp)));
+    engine.handle_timeout(at(20_200));
+    let snapshot = engine.snapshot(at(20_200));
+    assert_eq!(snapshot.pairs.len(), before, "no pair comes of it");
+    assert!(snapshot.pairs.iter().all(|p| p.state != State::Denied));
+}
+
+#[test]
 fn what_was_lost_proves_nothing() {
     let lose = |engine: &mut Engine, ms| engine.lost(at(ms), "ring-buffer", 3);
     let mut engine = engine(&[t::default_deny("app")]);

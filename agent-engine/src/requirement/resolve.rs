@@ -349,13 +349,7 @@ impl<'a> World<'a> {
     }
 
     /// The kubelet reaches the pods of its own node; one on the host network shares the kubelet's namespace.
-    fn kubelet(
-        &self,
-        r: &Arc<Requirement>,
-        key: PairKey,
-        pods: &[Endpoint],
-        pairs: &mut BTreeMap<PairKey, Pair>,
-    ) {
+    fn kubelet(&self, r: &Arc<Requirement>, key: PairKey, pods: &[Endpoint], pairs: &mut BTreeMap<PairKey, Pair>) {
         let with_node = pods.iter().filter_map(|e| {
             let Endpoint::Pod { name, .. } = e else { return None };
             let pod = self.cluster.pod(name).filter(|p| !p.host_network)?;
@@ -366,13 +360,7 @@ impl<'a> World<'a> {
     }
 
     /// Whoever enters by another node has that node's address here.
-    fn other_nodes(
-        &self,
-        r: &Arc<Requirement>,
-        key: PairKey,
-        pods: &[Endpoint],
-        pairs: &mut BTreeMap<PairKey, Pair>,
-    ) {
+    fn other_nodes(&self, r: &Arc<Requirement>, key: PairKey, pods: &[Endpoint], pairs: &mut BTreeMap<PairKey, Pair>) {
         let (mut nodes, mut destinations) = (Vec::new(), Vec::new());
         for pod in pods {
             let Endpoint::Pod { name, .. } = pod else { continue };
@@ -395,7 +383,8 @@ impl<'a> World<'a> {
         let public = |s: &&Service| matches!(&*s.type_, "LoadBalancer" | "NodePort") && !s.local_only;
         let selects =
             |s: &&Service| !s.selector.is_empty() && s.selector.iter().all(|(k, v)| pod.labels.get(k) == Some(v));
-        let mut entries = self.cluster.services_in(&name.namespace).filter(public).filter(selects).flat_map(|s| &s.ports);
+        let mut entries =
+            self.cluster.services_in(&name.namespace).filter(public).filter(selects).flat_map(|s| &s.ports);
         entries.any(|entry| entry.protocol == protocol && target(pod, entry) == Some(port))
     }
 

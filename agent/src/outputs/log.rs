@@ -6,7 +6,7 @@ use std::str::FromStr;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
-use weir_engine::snapshot::{EndView, Transition};
+use weir_engine::snapshot::{Edit, EndView, Transition};
 use weir_engine::verdict::State;
 
 use super::text::clean;
@@ -53,7 +53,7 @@ pub fn transition(transition: &Transition) {
     let source = end(&transition.source);
     let destination = end(&transition.destination);
     let policies = transition.policies.join(",");
-    let edit = transition.since_edit.as_ref().map(|e| e.object.to_string()).unwrap_or_default();
+    let edit = transition.since_edit.as_ref().map(edit).unwrap_or_default();
     info!(
         flow = &*clean(&transition.flow),
         severity = transition.severity.as_str(),
@@ -68,6 +68,18 @@ pub fn transition(transition: &Transition) {
         why = &*clean(&transition.why),
         "transition"
     );
+}
+
+/// An edit in a few words: the object, and where it came from.
+#[must_use]
+pub fn edit(edit: &Edit) -> String {
+    let origin = match (&edit.origin.file, &edit.origin.line, &edit.origin.resource_version) {
+        (Some(file), Some(line), _) => format!(" ({file}:{line})"),
+        (Some(file), None, _) => format!(" ({file})"),
+        (None, _, Some(version)) => format!(" (resourceVersion {version})"),
+        (None, _, None) => String::new(),
+    };
+    format!("{}{}{origin}", edit.object, if edit.deleted { ", deleted" } else { "" })
 }
 
 /// One line for something wrong with the manifests.

@@ -208,9 +208,16 @@ fn a_policy_that_means_an_ambient_pod_means_its_tunnel() {
     let none: [&str; 0] = [];
     let tunnel = ["ambient-hbone amb/client → amb/server 15008"];
     assert_eq!(found(json!([{"from": from(json!({"app": "client"})), "ports": [{"port": 8080}]}])), tunnel);
-    assert_eq!(found(json!([{"from": from(json!({"app": "client"})), "ports": [{"port": 8000, "endPort": 8999}]}])), tunnel);
+    assert_eq!(
+        found(json!([{"from": from(json!({"app": "client"})), "ports": [{"port": 8000, "endPort": 8999}]}])),
+        tunnel
+    );
     assert_eq!(found(json!([{"from": from(json!({"app": "client"}))}])), tunnel);
-    assert_eq!(found(json!([{"from": from(json!({"app": "client"})), "ports": [{"port": 9999}]}])), none, "nobody listens");
+    assert_eq!(
+        found(json!([{"from": from(json!({"app": "client"})), "ports": [{"port": 9999}]}])),
+        none,
+        "nobody listens"
+    );
     assert_eq!(found(json!([{"from": from(json!({})), "ports": [{"port": 8080}]}])), none, "everybody is nobody");
     assert_eq!(found(json!([{"ports": [{"port": 8080}]}])), none, "everybody is nobody");
     // From a pod with a sidecar it is a tunnel too; between two sidecars, or from outside the mesh, it is not.
@@ -225,7 +232,8 @@ fn a_policy_that_means_an_ambient_pod_means_its_tunnel() {
 fn what_enters_by_another_node_has_its_address() {
     let gateway = |policy: &str| {
         let ports = json!([{"name": "status", "port": 15021}, {"name": "https", "port": 443, "targetPort": 8443}]);
-        let mut service = t::service("istio-system", "gateway", "10.2.1.20", json!({"app": "gw"}), ports, "LoadBalancer");
+        let mut service =
+            t::service("istio-system", "gateway", "10.2.1.20", json!({"app": "gw"}), ports, "LoadBalancer");
         service["spec"]["externalTrafficPolicy"] = json!(policy);
         declared(&[service], &["gateway-ingress", "gateway-load-balancer-health"])
     };
@@ -255,7 +263,10 @@ fn flows_of_the_clusters_own() {
                 destination = [\"istiod\"]\nports = [5432]\nsides = [\"egress\"]\npurpose = \"p\"\nsymptom = \"s\"\nseverity = \"high\"\nfact = \"f\"\n";
     let label = json!({"weir.dev/flows": "true"});
     let none: [&str; 0] = [];
-    assert_eq!(declared(&[map(label.clone(), flow)], &["web-ledger"]), ["web-ledger app/web → istio-system/istiod 5432"]);
+    assert_eq!(
+        declared(&[map(label.clone(), flow)], &["web-ledger"]),
+        ["web-ledger app/web → istio-system/istiod 5432"]
+    );
     assert_eq!(declared(&[map(json!({}), flow)], &["web-ledger"]), none, "without the label it is anything");
     let mut engine = engine(&[]);
     apply(&mut engine, 1, map(label.clone(), &flow.replace("high", "huge")));

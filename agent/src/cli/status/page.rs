@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use weir_engine::snapshot::PairView;
+use weir_engine::time::Time;
 use weir_engine::verdict::State;
 
 use super::super::table::{self, Cell, Table, wrap};
@@ -26,7 +27,8 @@ pub fn page(view: &View, wanted: impl Fn(&PairView) -> bool, more: bool) -> Stri
                 port(pair).into(),
                 age(view.snapshot.at.since(pair.since)).into(),
             ];
-            table.row(cells, note(pair).as_deref());
+            let notes: Vec<String> = [note(pair), closed(pair, view.snapshot.at)].into_iter().flatten().collect();
+            table.row(cells, (!notes.is_empty()).then(|| notes.join("; ")).as_deref());
         }
         out.push_str(&table.render());
         out.push('\n');
@@ -106,6 +108,12 @@ pub fn note(pair: &PairView) -> Option<String> {
         | State::Failing
         | State::Unknown => Some(pair.why.clone()),
     }
+}
+
+/// Since which edit the policies do not admit it.
+fn closed(pair: &PairView, now: Time) -> Option<String> {
+    let edit = pair.since_edit.as_ref().filter(|_| pair.not_admitted_count > 0)?;
+    Some(format!("since {}, {} ago", log::edit(edit), age(now.since(edit.at))))
 }
 
 /// The two largest units: `12s`, `3m05s`, `2h10m`, `4d03h`.

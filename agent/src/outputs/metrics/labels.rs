@@ -7,6 +7,7 @@ use weir_engine::snapshot::{
 };
 use weir_engine::words::{Direction, Protocol};
 
+use crate::outputs::log;
 use crate::outputs::text::clean;
 
 /// What replaces every label of the series for the rest.
@@ -41,6 +42,12 @@ labels! {
     Denied {
         flow, severity, direction, source_namespace, source_workload, destination_namespace, destination_workload, port,
         protocol, policies
+    }
+}
+labels! {
+    /// `weir_required_flow_closed_timestamp_seconds`
+    Closed {
+        flow, severity, source_namespace, source_workload, destination_namespace, destination_workload, port, protocol, edit
     }
 }
 labels! {
@@ -204,6 +211,23 @@ impl Of<'_> {
 /// Names are written by strangers, and metrics are read in terminals too.
 fn name(text: &str) -> String {
     clean(text).into_owned()
+}
+
+/// A pair that policies do not admit since an edit, and when that was.
+pub fn closed(pair: &PairView) -> Option<(Closed, u64)> {
+    let edit = pair.since_edit.as_ref().filter(|_| pair.not_admitted_count > 0)?;
+    let labels = Closed {
+        flow: name(&pair.flow),
+        severity: pair.severity.to_string(),
+        source_namespace: name(&pair.source.namespace),
+        source_workload: name(&pair.source.workload),
+        destination_namespace: name(&pair.destination.namespace),
+        destination_workload: name(&pair.destination.workload),
+        port: pair.port.to_string(),
+        protocol: pair.protocol.to_string(),
+        edit: name(&log::edit(edit)),
+    };
+    Some((labels, u64::try_from(edit.at_unix_ns).unwrap_or(0) / 1_000_000_000))
 }
 
 pub fn state_of(pair: &PairView) -> StateOf {

@@ -21,14 +21,14 @@ use weir_engine::verdict::State;
 
 use super::View;
 use labels::{
-    Attempts, Build, Count, Drops, Flow, Labels, Object, Part, Probe, Stage, broken_pair, broken_traffic, denied,
+    Attempts, Build, Count, Drops, Flow, Labels, Object, Part, Probe, Stage, broken_pair, broken_traffic, closed, denied,
     state_of,
 };
 
 /// Series of one metric at most, the overflow series not counted.
 #[derive(Clone, Copy, Debug)]
 pub struct Caps {
-    /// `weir_required_flow_denied`, `weir_candidate_denied`.
+    /// `weir_required_flow_denied`, `weir_required_flow_closed_timestamp_seconds`, `weir_candidate_denied`.
     pub denied: usize,
     /// `weir_required_flow_state`.
     pub state: usize,
@@ -156,6 +156,9 @@ impl Collector for ViewCollector {
         let help =
             "Required flows, and traffic of no flow (none), that candidate policies would deny and today's don't: 1";
         left_out += series.gauge(encoder, "candidate_denied", help)?;
+        let series = Series::unique(snapshot.pairs.iter().filter_map(closed), self.caps.denied);
+        let help = "When the policy edit was made since which policies do not admit a required flow, Unix time";
+        left_out += series.gauge_in(encoder, "required_flow_closed_timestamp", help, Some(&Unit::Seconds))?;
 
         let series = Series::unique(snapshot.pairs.iter().map(|p| (state_of(p), 1)), self.caps.state);
         left_out +=
