@@ -50,7 +50,10 @@ pub fn run() -> Result<bool> {
     let watcher = Watcher::start(&mesh, binary, Model::DoesNotAdmit)?;
     watcher.enter(Model::DoesNotAdmit, &lanes)?;
     println!("\nthe agent, {} s each:", LASTS.as_secs());
-    let idle = usage(&watcher, || Ok(thread::sleep(LASTS)))?;
+    let idle = usage(&watcher, || {
+        thread::sleep(LASTS);
+        Ok(())
+    })?;
     line("nothing going on", "", &idle, true);
     let mut met = true;
     let healthy = find("healthy", Place::SourceNode)?;

@@ -48,12 +48,14 @@ impl Beside {
     fn script(self) -> Option<&'static str> {
         match self {
             Self::Nothing | Self::Weir => None,
+            // Its `BEGIN` needs uprobes, which not every kernel has; an interval says as well that all is attached.
             Self::BpftraceDrop => Some(
-                "BEGIN { printf(\"up\\n\"); } tracepoint:skb:kfree_skb { @[args->protocol, args->location] = count(); }",
+                "tracepoint:skb:kfree_skb { @[args->protocol, args->location] = count(); } \
+                 interval:ms:200 { printf(\"up\\n\"); }",
             ),
             Self::BpftraceStates => Some(
-                "BEGIN { printf(\"up\\n\"); } tracepoint:sock:inet_sock_set_state { \
-                 @[args->oldstate, args->newstate, args->dport] = count(); }",
+                "tracepoint:sock:inet_sock_set_state { @[args->oldstate, args->newstate, args->dport] = count(); } \
+                 interval:ms:200 { printf(\"up\\n\"); }",
             ),
         }
     }
@@ -162,14 +164,16 @@ struct Bpftrace(Child);
 
 impl Bpftrace {
     fn start(script: &str) -> Result<Self> {
-        let mut command = Command::new("bpftrace");
-        command.args(["-e", script]).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().context("bpftrace cannot be started (package bpftrace)")?;
+        let mut command = Command::new("unshare");
+        // It finds tracepoints in tracefs only, which need not be mounted here.
+        let inside = "mount -t tracefs tracefs /sys/kernel/tracing; exec bpftrace -e \"$0\"";
+        command.args(["--mount", "sh", "-c", inside, script]).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().context("unshare cannot be started")?;
         let mut said = BufReader::new(child.stdout.take().context("it was piped")?).lines();
         let up = said.any(|line| line.is_ok_and(|line| line == "up"));
         thread::spawn(move || said.for_each(drop));
         let running = Self(child);
-        ensure!(up, "bpftrace attaches nothing on this kernel");
+        ensure!(up, "bpftrace is not installed or attaches nothing on this kernel");
         Ok(running)
     }
 }
