@@ -339,7 +339,8 @@ fn values_reach_the_agent() {
             "--window=1m",
             "--grace=5s",
             "--log-format=text",
-            "--ports=53,15012"
+            "--ports=53,15012",
+            "--candidates-from=weir-system"
         ]
     );
     assert_eq!(container(over)["ports"][0]["containerPort"], 9999);

@@ -139,11 +139,12 @@ impl Agent {
     /// Asks it to stop (SIGTERM) and waits.
     ///
     /// # Errors
-    /// When it is still there after five seconds; it is killed then.
+    /// When it is still there after twenty seconds; it is killed then. Probes that are being loaded are loaded first, which takes
+    /// a debug build on a busy machine some seconds.
     pub fn stop(mut self) -> Result<ExitStatus> {
         kill(self.pid_for_signals(), Signal::SIGTERM)?;
         let begin = Instant::now();
-        while begin.elapsed() < Duration::from_secs(5) {
+        while begin.elapsed() < Duration::from_secs(20) {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }

@@ -143,6 +143,7 @@ impl Follower {
             Change::Answered { address, somebody: false } => drop(self.nobody.insert(address)),
             Change::Answered { address, somebody: true } => drop(self.nobody.remove(&address)),
             Change::Read(reading) => panic!("no manifests were given: {reading:?}"),
+            Change::Candidates(candidates) => panic!("no candidates were given: {candidates:?}"),
             Change::Synced => {
                 assert!(!self.synced, "synchronised twice");
                 self.synced = true;

@@ -99,7 +99,7 @@ async fn follow(url: &str) -> Result<()> {
     let mut engine = Engine::new(Settings { nodes: vec!["node-0".to_owned()], ..Settings::default() });
     let begin = Instant::now();
     let clock = || Time(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX).saturating_add(1));
-    let mut apply = |engine: &mut Engine, change: Change| -> Option<(String, Option<u64>)> {
+    let apply = |engine: &mut Engine, change: Change| -> Option<(String, Option<u64>)> {
         match change {
             Change::Apply { object, origin } => {
                 let name = object.key().name.name.to_string();
@@ -120,7 +120,7 @@ async fn follow(url: &str) -> Result<()> {
         engine.handle_timeout(clock());
         None
     };
-    let mut until = async |source: &mut weir::cluster::watch::Source, engine: &mut Engine, last: &str| {
+    let until = async |source: &mut weir::cluster::watch::Source, engine: &mut Engine, last: &str| {
         let mut ages = Vec::new();
         loop {
             let Some(change) = source.changes.recv().await else { bail!("the source has ended") };
