@@ -82,7 +82,7 @@ fn everything() -> Vec<Value> {
 }
 
 /// What only traffic tells of: source, destination, pod port.
-const TRAFFIC: [(&str, &str, u16); 12] = [
+const TRAFFIC: [(&str, &str, u16); 16] = [
     (t::WEB, t::ISTIOD, 15010),
     (t::WEB, "10.1.1.93", 8084),
     ("10.1.1.94", "10.1.1.93", 8084),
@@ -94,6 +94,10 @@ const TRAFFIC: [(&str, &str, u16); 12] = [
     (t::WEB, "10.1.1.83", 15008),
     ("10.1.0.82", "10.1.1.94", 8085),
     (t::NODE_A, "10.1.0.82", 8080),
+    ("10.1.0.82", "10.1.1.84", 15008),
+    (t::CLIENT, "10.1.1.86", 15443),
+    (t::CLIENT, "10.1.1.86", 15012),
+    ("10.1.1.86", t::ISTIOD, 15017),
     // Where a declared host really is.
     (t::ISTIOD, "203.0.113.77", 443),
 ];
