@@ -47,6 +47,7 @@ impl World {
         wire(&server, &node, "10.2.0", "fd00:2")?;
         node.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
         serve(&server)?;
+        settle(&client)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let probes = {
             let _inside = runtime.enter();
@@ -114,6 +115,18 @@ fn wire(host: &Netns, node: &Netns, v4: &str, v6: &str) -> Result<()> {
         "link set {device} up\naddr add {v4}.1/24 dev {device}\naddr add {v6}::1/64 dev {device} nodad\n"
     ))?;
     host.ip(&format!("route add default via {v4}.1\nroute add ::/0 via {v6}::1\n"))
+}
+
+/// Waits until each way to the server works: IPv6 asks for its neighbours, and asks again only after a second.
+fn settle(client: &Netns) -> Result<()> {
+    let begin = Instant::now();
+    for server in SERVERS {
+        let attempt = Attempt::new(Protocol::Tcp, address(server, 8443)?);
+        while attempt.run(client)?.outcome != Outcome::Established {
+            ensure!(begin.elapsed() < Duration::from_secs(60), "no way to {server}");
+        }
+    }
+    Ok(())
 }
 
 /// A TCP server that greets on 8080 and 8443, and a UDP server that echoes on 53. Their threads end with the process.
@@ -408,7 +421,7 @@ fn a_refused_datagram_is_told_though_its_application_read_the_error() -> Result<
                 let any = if server.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
                 let socket = UdpSocket::bind(any)?;
                 socket.connect(address(server, 443)?)?;
-                socket.set_read_timeout(Some(Duration::from_millis(150)))?;
+                socket.set_read_timeout(Some(Duration::from_secs(5)))?;
                 socket.send(b"?")?;
                 let error = socket.recv(&mut [0; 8]).expect_err("nobody listens");
                 assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{server}");

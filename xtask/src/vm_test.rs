@@ -154,11 +154,15 @@ fn one(kernel: &Kernel, qemu: &machine::Qemu, programs: &[PathBuf], options: &Op
     Ok(ending)
 }
 
-/// The agent, process 1, the matrix and the tests, in this order, as cargo leaves them.
+/// The agent (`WEIR_BIN`, or the released one), process 1, the matrix and the tests, in this order, as cargo leaves them.
 fn build() -> Result<Vec<PathBuf>> {
-    let mut cargo = tools::cargo();
-    // Optimised: under emulation everything takes twenty times as long.
-    tools::run(cargo.args(["build", "--quiet", "--release", "--package", "weir", "--bin", "weir"]))?;
+    let given = std::env::var_os("WEIR_BIN").map(PathBuf::from);
+    if given.is_none() {
+        // Optimised: under emulation everything takes twenty times as long.
+        let mut cargo = tools::cargo();
+        tools::run(cargo.args(["build", "--quiet", "--release", "--package", "weir", "--bin", "weir"]))?;
+    }
+    let agent = given.unwrap_or_else(|| tools::target().join("release/weir"));
     let mut cargo = tools::cargo();
     cargo.args(["build", "--quiet", "--package", "weir-tests", "--bin", "weir-vm-init", "--bin", "weir-matrix"]);
     tools::run(&mut cargo)?;
@@ -175,5 +179,5 @@ fn build() -> Result<Vec<PathBuf>> {
     }
     ensure!(child.wait()?.success(), "building the probe tests failed");
     let Some(tests) = tests else { bail!("cargo did not say where the probe tests are") };
-    Ok(vec![tools::target().join("release/weir"), tools::built("weir-vm-init"), tools::built("weir-matrix"), tests])
+    Ok(vec![agent, tools::built("weir-vm-init"), tools::built("weir-matrix"), tests])
 }
