@@ -53,6 +53,8 @@ async fn a_real_drop_is_told_to_the_webhook_and_the_fix_too() {
     tokio::task::block_in_place(|| rehearsal.enter("after", Enforcement::Drop)).unwrap();
     drive("verified");
     notified.wait_for("resolved", "WeirXdsBlocked", folder.path()).await;
+    // It has a runtime of its own, which may not end within this one.
+    tokio::task::block_in_place(|| drop(rehearsal));
 }
 
 /// Until Prometheus has something for it, or at once where that may be nothing.
