@@ -49,7 +49,7 @@ fn every_route_answers() {
         ("/livez", "200 OK", "text/plain", "ok"),
         ("/readyz", "200 OK", "text/plain", "ok"),
         ("/metrics", "200 OK", "text/plain; version=0.0.4", "weir_attempts_total{"),
-        ("/", "200 OK", "text/html", "<td>denied<td>sidecar-xds<td>shop/cart<td>istio-system/istiod"),
+        ("/", "200 OK", "text/html", ">denied</b> sidecar-xds shop/cart → istio-system/istiod 15012/TCP</summary>"),
         ("/snapshot", "200 OK", "application/json", "\"pairs\":"),
         ("/nothing", "404 Not Found", "text/plain", "/metrics"),
     ];
@@ -109,7 +109,13 @@ fn names_in_the_page_are_no_markup() {
     view.snapshot.pairs[0].source.workload = "<b>\u{202e}".into();
     let (address, _stop) = http_server(&runtime, || serve(view));
     let (_, headers, body) = get(address, "/", "*/*");
-    assert!(!body.contains("<script>") && !body.contains("<b>") && !body.contains('\u{202e}'), "{body}");
+    assert!(
+        !body.contains("<script>")
+            && !body.contains("<b>\\u")
+            && body.contains("&lt;b&gt;")
+            && !body.contains('\u{202e}'),
+        "{body}"
+    );
     assert!(body.contains("&lt;script&gt;"), "{body}");
     assert!(headers.contains("content-security-policy: default-src 'none'"), "{headers}");
 }
@@ -146,7 +152,7 @@ fn the_socket_answers_line_by_line() {
     assert_eq!(answers.len(), 4, "{answers:?}");
     assert!(answers[0].starts_with("{\"v\":1,\"error\":\"not a request"), "{}", answers[0]);
     assert!(answers[1].contains("speaks version 1"), "{}", answers[1]);
-    assert!(answers[2].contains("there is: snapshot"), "{}", answers[2]);
+    assert!(answers[2].contains("there are: snapshot, watch"), "{}", answers[2]);
     assert!(answers[3].starts_with("{\"v\":1,\"snapshot\":{"), "{}", answers[3]);
     let flood = exchange(&path, &"x".repeat(64 << 10));
     assert!(flood[0].contains("at most 65536 bytes"), "{flood:?}");

@@ -2,6 +2,7 @@
 //! says whether all is fine (0), something was found (1), or it could not be told (2).
 
 mod check;
+mod completions;
 mod diff;
 pub mod doctor;
 mod doctor_args;
@@ -9,16 +10,18 @@ mod explain;
 mod filter;
 mod fix;
 mod flows;
+mod man;
 mod manifests;
 mod out;
 mod replay;
 mod run;
 mod status;
 mod table;
+mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::outputs::text::clean;
 
@@ -46,12 +49,18 @@ enum Command {
     Diff(diff::Diff),
     /// Show what the agent on this node knows of the required flows
     Status(status::Status),
+    /// Show connection attempts as the kernel decides them
+    Watch(watch::Watch),
     /// Say what this node's kernel offers, which probes work and what is missing
     Doctor(doctor_args::Doctor),
     /// List the flows that a mesh needs, explain one, or find one by its symptom
     Flows(flows::Flows),
     /// Feed a recording of `weir run --record` to the engine again
     Replay(replay::Replay),
+    /// Print the completions of a shell
+    Completions(completions::Completions),
+    /// Write the manual pages
+    Man(man::Man),
 }
 
 /// How a command ends. The numbers are an interface.
@@ -82,9 +91,12 @@ pub fn main() -> ExitCode {
         Command::Fix(command) => command.run(),
         Command::Diff(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Watch(command) => command.run(),
         Command::Doctor(command) => command.run(),
         Command::Flows(command) => command.run(),
         Command::Replay(command) => command.run(),
+        Command::Completions(command) => command.run(Cli::command()),
+        Command::Man(command) => command.run(Cli::command()),
     };
     match ended {
         Ok(exit) => exit.into(),

@@ -1,6 +1,5 @@
-//! The HTTP side: metrics, health, the snapshot, and a plain page.
+//! The HTTP side: metrics, health, the snapshot, and the status page.
 
-use std::fmt::Write as _;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -10,11 +9,9 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
-use weir_engine::verdict::State;
 
 use super::metrics::{Format, Metrics};
-use super::text::html;
-use super::{View, ViewError, Views};
+use super::{ViewError, Views};
 
 #[derive(Clone)]
 struct Server {
@@ -93,7 +90,10 @@ async fn page(Shared(server): Shared<Server>) -> Response {
             let policy = "default-src 'none'; style-src 'unsafe-inline'";
             let headers =
                 [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy)];
-            (headers, overview(&view)).into_response()
+            match super::page::page(&view) {
+                Ok(text) => (headers, text).into_response(),
+                Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+            }
         }
         Err(error) => unavailable(error),
     }
@@ -101,40 +101,4 @@ async fn page(Shared(server): Shared<Server>) -> Response {
 
 fn unavailable(error: ViewError) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response()
-}
-
-/// Counts by state, and the pairs that need attention.
-fn overview(view: &View) -> String {
-    let mut out = String::from(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
-         <title>Weir</title><style>body{font:16px sans-serif;margin:1rem}td,th{text-align:left;padding:.2rem .8rem .2rem 0;\
-         vertical-align:top}</style><h1>Weir</h1>",
-    );
-    let _ =
-        write!(out, "<p>{}</p>", view.not_ready().map_or("ready".to_owned(), |r| format!("not ready: {}", html(&r))));
-    out.push_str("<table><tr><th>State<th>Pairs");
-    for state in State::ALL {
-        let count = view.snapshot.pairs.iter().filter(|p| p.state == state).count();
-        let _ = write!(out, "<tr><td>{state}<td>{count}");
-    }
-    out.push_str(
-        "</table><h2>Needs attention</h2><table><tr><th>State<th>Flow<th>Source<th>Destination<th>Port<th>Policies",
-    );
-    let fine = |s: State| matches!(s, State::Verified | State::Silent);
-    for pair in view.snapshot.pairs.iter().filter(|p| !fine(p.state)).take(500) {
-        let end = |e: &weir_engine::snapshot::EndView| html(&super::log::end(e));
-        let _ = write!(
-            out,
-            "<tr><td>{}<td>{}<td>{}<td>{}<td>{}/{}<td>{}",
-            pair.state,
-            html(&pair.flow),
-            end(&pair.source),
-            end(&pair.destination),
-            pair.port,
-            pair.protocol,
-            html(&pair.policies.join(", ")),
-        );
-    }
-    out.push_str("</table><p><a href=\"/metrics\">metrics</a> <a href=\"/snapshot\">snapshot</a></p></html>\n");
-    out
 }

@@ -2,10 +2,12 @@
 //! engine.
 
 pub mod http;
+pub mod live;
 pub mod log;
 pub mod metrics;
+mod page;
 pub mod socket;
 pub mod text;
 mod view;
 
-pub use view::{AgentView, ProbeView, View, ViewError, Views};
+pub use view::{AgentView, ProbeView, Request, View, ViewError, Views};

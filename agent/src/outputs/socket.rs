@@ -14,9 +14,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tracing::warn;
 
+use super::live::Live;
 use super::{View, Views};
 
 /// Version of requests and answers.
@@ -31,6 +32,8 @@ const MAX_REQUEST: u64 = 64 << 10;
 const MAX_ANSWER: u64 = 1 << 30;
 /// Clients at the same time.
 const MAX_CLIENTS: usize = 64;
+/// Clients that watch at the same time.
+const MAX_WATCHERS: usize = 8;
 /// A client that says or reads nothing for so long is let go.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -123,15 +126,16 @@ impl Socket {
     /// Answers clients, for ever.
     pub async fn serve(&self, views: Views) -> Infallible {
         let room = Arc::new(Semaphore::new(MAX_CLIENTS));
+        let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
         loop {
             let accepted = self.listener.accept().await;
             match accepted {
                 Ok((stream, _)) => {
                     let Ok(permit) = room.clone().try_acquire_owned() else { continue };
-                    let views = views.clone();
+                    let (views, watchers) = (views.clone(), watchers.clone());
                     tokio::spawn(async move {
                         // A client that goes away is its own business.
-                        let _ = answer(stream, views).await;
+                        let _ = answer(stream, views, watchers).await;
                         drop(permit);
                     });
                 }
@@ -153,23 +157,56 @@ impl Drop for Socket {
     }
 }
 
-async fn answer(stream: UnixStream, views: Views) -> io::Result<()> {
+async fn answer(stream: UnixStream, views: Views, watchers: Arc<Semaphore>) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut read = tokio::io::BufReader::new(read);
     loop {
         let mut line = Vec::new();
         let mut bounded = (&mut read).take(MAX_REQUEST);
-        let read = bounded.read_until(b'\n', &mut line);
-        if tokio::time::timeout(IDLE, read).await.map_err(|_| io::ErrorKind::TimedOut)?? == 0 {
+        let said = bounded.read_until(b'\n', &mut line);
+        if tokio::time::timeout(IDLE, said).await.map_err(|_| io::ErrorKind::TimedOut)?? == 0 {
             return Ok(());
         }
         let complete = line.ends_with(b"\n");
+        if asks_to_watch(&line)
+            && let Ok(_permit) = watchers.clone().try_acquire_owned()
+            && let Ok(lines) = views.watch().await
+        {
+            return stream_lines(read, write, lines).await;
+        }
         let mut text = respond(&line, complete, &views).await;
         text.push(b'\n');
         tokio::time::timeout(IDLE, write.write_all(&text)).await.map_err(|_| io::ErrorKind::TimedOut)??;
         if !complete {
             return Ok(());
         }
+    }
+}
+
+fn asks_to_watch(line: &[u8]) -> bool {
+    serde_json::from_slice::<Request>(line).is_ok_and(|r| r.v == VERSION && r.get == "watch")
+}
+
+/// Writes attempts until the client goes away. Nobody waits for a client that does not read, but the attempts that it misses.
+async fn stream_lines(
+    mut read: impl AsyncReadExt + Unpin,
+    mut write: impl AsyncWriteExt + Unpin,
+    mut lines: mpsc::Receiver<Live>,
+) -> io::Result<()> {
+    let mut nothing = [0; 64];
+    loop {
+        let live = tokio::select! {
+            live = lines.recv() => live,
+            // A client that watches has nothing more to say: this is how its leaving is noticed in silence.
+            said = read.read(&mut nothing) => match said? {
+                0 => None,
+                _ => continue,
+            },
+        };
+        let Some(live) = live else { return Ok(()) };
+        let mut text = serde_json::to_vec(&live)?;
+        text.push(b'\n');
+        write.write_all(&text).await?;
     }
 }
 
@@ -189,7 +226,8 @@ async fn respond(line: &[u8], complete: bool, views: &Views) -> Vec<u8> {
             Ok(view) => encode(&Answer { v: VERSION, snapshot: Some(&view), error: None }),
             Err(error) => encode(&refuse(error.to_string())),
         },
-        other => encode(&refuse(format!("there is no {other:?} to get; there is: snapshot"))),
+        "watch" => encode(&refuse(format!("{MAX_WATCHERS} clients watch already, or the agent stops; try again"))),
+        other => encode(&refuse(format!("there is no {other:?} to get; there are: snapshot, watch"))),
     }
 }
 
@@ -241,4 +279,29 @@ pub fn ask(path: &Path) -> Result<View, AskError> {
         Reply { v: VERSION, snapshot: Some(view), .. } => Ok(view),
         Reply { v, .. } => Err(strange(format!("version {v}"))),
     }
+}
+
+/// Attempts from the agent behind a socket, as they come, until it stops.
+///
+/// # Errors
+/// [`AskError`].
+pub fn watch(path: &Path) -> Result<impl Iterator<Item = Result<Live, AskError>>, AskError> {
+    let unreachable = |cause| AskError::Unreachable { path: path.to_owned(), cause };
+    let mut stream = Client::connect(path).map_err(unreachable)?;
+    stream.set_write_timeout(Some(IDLE)).map_err(unreachable)?;
+    stream.write_all(b"{\"v\":1,\"get\":\"watch\"}\n").map_err(unreachable)?;
+    let path = path.to_owned();
+    let lines = BufReader::new(stream).lines().map(move |line| {
+        let line = line.map_err(|cause| AskError::Unreachable { path: path.clone(), cause })?;
+        if let Ok(live) = serde_json::from_str(&line) {
+            return Ok(live);
+        }
+        // An answer in place of an attempt says why there is none.
+        match serde_json::from_str::<Reply>(&line) {
+            Ok(Reply { error: Some(message), .. }) => Err(AskError::Refused { path: path.clone(), message }),
+            Ok(Reply { v, .. }) => Err(AskError::Strange { path: path.clone(), message: format!("version {v}") }),
+            Err(error) => Err(AskError::Strange { path: path.clone(), message: error.to_string() }),
+        }
+    });
+    Ok(lines)
 }

@@ -12,9 +12,10 @@ use weir_engine::observation::Observation;
 use weir_engine::time::Time;
 use weir_engine::verdict::State;
 
+use super::live::Watchers;
 use super::{Clock, Recorder, maybe};
 use crate::cluster::manifests::{Problem, Update};
-use crate::outputs::{AgentView, ProbeView, View, log};
+use crate::outputs::{AgentView, ProbeView, Request, View, log};
 
 /// Readers that come shortly after one another get the same view.
 const VIEW_AGE: Duration = Duration::from_millis(100);
@@ -43,6 +44,7 @@ pub struct EventLoop<O> {
     lost: Vec<(&'static str, u64)>,
     agent: AgentView,
     latest: Option<(Instant, Arc<View>)>,
+    watchers: Watchers,
 }
 
 impl<O: Observer> EventLoop<O> {
@@ -54,7 +56,7 @@ impl<O: Observer> EventLoop<O> {
             probes: observer.probes(),
             ..AgentView::default()
         };
-        Self { engine, clock, observer, recorder, lost: Vec::new(), agent, latest: None }
+        Self { engine, clock, observer, recorder, lost: Vec::new(), agent, latest: None, watchers: Watchers::default() }
     }
 
     /// Takes in what there was at the start.
@@ -76,14 +78,15 @@ impl<O: Observer> EventLoop<O> {
     pub async fn run(
         mut self,
         mut updates: mpsc::Receiver<Update>,
-        mut requests: mpsc::Receiver<oneshot::Sender<Arc<View>>>,
+        mut requests: mpsc::Receiver<Request>,
         stop: impl Future<Output = ()>,
     ) -> anyhow::Result<()> {
         let mut batch = Vec::new();
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tokio::pin!(stop);
         loop {
-            let timeout = self.engine.poll_timeout().map(|time| sleep_until(self.clock.instant(time)));
+            let due = [self.engine.poll_timeout(), self.watchers.poll_timeout()].into_iter().flatten().min();
+            let timeout = due.map(|time| sleep_until(self.clock.instant(time)));
             tokio::select! {
                 () = &mut stop => break,
                 seen = self.observer.next(&mut batch) => {
@@ -93,7 +96,10 @@ impl<O: Observer> EventLoop<O> {
                     self.observe(&mut batch);
                 }
                 Some(update) = updates.recv() => self.update(update),
-                Some(reader) = requests.recv() => self.show(reader),
+                Some(request) = requests.recv() => match request {
+                    Request::View(reader) => self.show(reader),
+                    Request::Watch(lines) => self.watchers.add(lines),
+                },
                 () = maybe(timeout) => self.timeout(),
                 _ = tick.tick() => {
                     self.count_lost();
@@ -101,6 +107,7 @@ impl<O: Observer> EventLoop<O> {
                 }
             }
             self.transitions();
+            self.watchers.tell(self.clock.now(), &self.engine);
         }
         self.flush();
         Ok(())
@@ -111,6 +118,7 @@ impl<O: Observer> EventLoop<O> {
         for observation in batch.drain(..) {
             self.note(now, || Input::Observe(observation.clone()));
             self.engine.observe(now, &observation);
+            self.watchers.observe(now, &observation);
         }
     }
 

@@ -3,6 +3,7 @@
 mod clock;
 mod event_loop;
 mod kernel;
+pub mod live;
 pub mod record;
 
 use std::future::Future;
