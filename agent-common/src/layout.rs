@@ -58,6 +58,12 @@ pub struct Layout {
     pub skb_sock: u32,
     /// `sk_buff._nfct`, u64: pointer to `struct nf_conn` with three bits of state; [`ABSENT`] without conntrack.
     pub skb_nfct: u32,
+    /// `net.nf.hooks_ipv4`: one pointer to `struct nf_hook_entries` per hook; [`ABSENT`] without netfilter.
+    pub net_hooks_v4: u32,
+    /// `net.nf.hooks_ipv6`, likewise.
+    pub net_hooks_v6: u32,
+    /// `nf_hook_entries.hooks`: `struct nf_hook_entry` of 16 bytes, the function first; the count is the u16 at 0.
+    pub hook_entries: u32,
     /// `sk_buff._skb_refdst`, u64: pointer to `struct dst_entry` with one bit of state.
     pub skb_dst: u32,
     /// `dst_entry.dev`, pointer to `struct net_device`.
@@ -100,6 +106,9 @@ impl Layout {
         skb_dev: ABSENT,
         skb_sock: ABSENT,
         skb_nfct: ABSENT,
+        net_hooks_v4: ABSENT,
+        net_hooks_v6: ABSENT,
+        hook_entries: ABSENT,
         skb_dst: ABSENT,
         dst_dev: ABSENT,
         conn_original: ABSENT,

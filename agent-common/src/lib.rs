@@ -172,6 +172,9 @@ pub mod drop_flags {
     pub const REPLY: u8 = 2;
     /// `reason` holds a value of `enum skb_drop_reason`.
     pub const REASON: u8 = 4;
+    /// The namespace tracks connections of this family, and the packet belongs to none: conntrack has not seen it yet, or
+    /// would not have it (table full, INVALID).
+    pub const UNTRACKED: u8 = 8;
 }
 
 /// The kernel dropped a packet of a connection attempt.
@@ -342,7 +345,7 @@ plain! {
     Accepted = 16 + 40 + 8,
     PacketDrop = 16 + 40 + 40 + 8 + 8 + 8 + 12 + 4,
     UdpEnd = 16 + 40 + 8 + 8 + 8 + 8 + 32,
-    Layout = 30 * 4,
+    Layout = 33 * 4,
 }
 
 /// The bytes of a plain struct, for recordings and tests.

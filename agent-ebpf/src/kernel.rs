@@ -25,8 +25,11 @@ pub mod state {
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 
+/// Functions of one hook that are looked at.
+const MAX_HOOKS: u16 = 16;
+
 const AF_INET: u16 = 2;
-const MAPPED: u32 = u32::from_be(0x0000_ffff);
+pub const MAPPED: u32 = u32::from_be(0x0000_ffff);
 
 /// The offset of a member on this kernel.
 macro_rules! offset {
@@ -65,6 +68,13 @@ pub fn copy<T: Copy>(address: u64) -> Option<T> {
 #[inline(always)]
 pub fn mapped(address: u32) -> [u32; 4] {
     [0, 0, MAPPED, address]
+}
+
+/// 127.0.0.0/8 or ::1.
+#[inline(always)]
+fn loopback(address: [u32; 4]) -> bool {
+    let last = u32::from_be(address[3]);
+    address[0] == 0 && address[1] == 0 && (address[2] == MAPPED && last >> 24 == 127 || address[2] == 0 && last == 1)
 }
 
 /// Network-order words as bytes.
@@ -162,6 +172,13 @@ impl Sock {
         (mapped(load!(self.0, sock_rcv_saddr as u32)), mapped(load!(self.0, sock_daddr as u32)))
     }
 
+    /// The local end is a loopback address and the remote end is not.
+    #[inline(always)]
+    pub fn redirected(self) -> bool {
+        let (local, remote) = self.addresses();
+        loopback(local) && !loopback(remote)
+    }
+
     /// The connection as the side sees it that opened it, which is this one.
     #[inline(always)]
     pub fn outgoing(self, source_port: u16) -> Tuple {
@@ -249,6 +266,47 @@ impl Packet {
         let dev: u64 = copy(dst + u64::from(offset!(dst_dev)))?;
         let net: u64 = copy(dev + u64::from(offset!(dev_net)))?;
         copy(net + u64::from(offset!(net_inum)))
+    }
+
+    /// Does its namespace track connections while it belongs to none? Not so for packets that a rule exempts, whose `_nfct`
+    /// says so. That a namespace tracks shows in its first hook (include/linux/netfilter.h `struct nf_hook_entries`).
+    #[inline(always)]
+    pub fn untracked(self, v4: bool) -> bool {
+        self.tracker(v4).is_some()
+    }
+
+    #[inline(always)]
+    fn tracker(self, v4: bool) -> Option<()> {
+        let (hooks, family) = if v4 { (offset!(net_hooks_v4), 0) } else { (offset!(net_hooks_v6), 1) };
+        if offset!(skb_nfct) == ABSENT || hooks == ABSENT || offset!(hook_entries) == ABSENT {
+            return None;
+        }
+        // SAFETY: a plain static; volatile because the agent replaces it after compilation.
+        let function = unsafe { read_volatile(&raw const crate::maps::CONNTRACK[family]) };
+        if function == 0 || load!(self.0, skb_nfct as u64) != 0 {
+            return None;
+        }
+        let dev = load!(self.0, skb_dev as u64);
+        let net: u64 = match self.sock() {
+            _ if dev != 0 => copy(dev + u64::from(offset!(dev_net)))?,
+            Some(sock) => load!(sock.0, sock_net as u64),
+            None => return None,
+        };
+        let entries: u64 = copy(net + u64::from(hooks))?;
+        if entries == 0 {
+            return None;
+        }
+        let count: u16 = copy(entries)?;
+        for index in 0..MAX_HOOKS {
+            if index >= count {
+                return None;
+            }
+            let hook: u64 = copy(entries + u64::from(offset!(hook_entries)) + u64::from(index) * 16)?;
+            if hook == function {
+                return Some(());
+            }
+        }
+        None
     }
 
     /// `struct nf_conntrack_tuple` of the original direction; see `weir_common::CONNTRACK_TUPLE`.

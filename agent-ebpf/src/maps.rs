@@ -10,6 +10,10 @@ use weir_common::{Layout, counter};
 #[unsafe(no_mangle)]
 pub static LAYOUT: Layout = Layout::UNKNOWN;
 
+/// Addresses of `ipv4_conntrack_in` and `ipv6_conntrack_in` (net/netfilter/nf_conntrack_proto.c), 0 where unknown.
+#[unsafe(no_mangle)]
+pub static CONNTRACK: [u64; 2] = [0; 2];
+
 /// The only way out for events. Sized by the agent.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);

@@ -12,7 +12,7 @@ use weir_common::{PacketDrop, Tuple, counter, drop_flags, kind};
 
 use crate::{
     emit::{emit_with, header, now},
-    kernel::{Packet, TCP, UDP, bytes, mapped, offset, state},
+    kernel::{MAPPED, Packet, TCP, UDP, bytes, mapped, offset, state},
     maps::{BUCKETS, DROPS, Drop, DropKey, Pair, RETRIED, count, watched},
     packet::{Parsed, parse},
 };
@@ -64,6 +64,9 @@ pub fn run(ctx: &BtfTracePointContext) {
                 (&raw mut (*event).original).write(original);
             } else {
                 (&raw mut (*event).original).write(Tuple::default());
+            }
+            if packet.untracked(key.pair.source[2] == MAPPED && key.pair.source[0] == 0) {
+                flags |= drop_flags::UNTRACKED;
             }
             (&raw mut (*event).socket).write(opener(packet, parsed.protocol, reply));
             (&raw mut (*event).location).write(key.location);

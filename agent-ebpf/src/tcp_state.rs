@@ -94,7 +94,8 @@ fn end(sock: Sock, new: u8) {
 
 #[inline(always)]
 fn accepted(sock: Sock) {
-    if !watched(sock.local_port()) || !sock.is_tcp() {
+    // What reaches loopback from elsewhere was redirected to a proxy of the client's own: whom it dialled did not answer.
+    if !(watched(sock.local_port()) || sock.redirected()) || !sock.is_tcp() {
         return;
     }
     emit(Accepted { header: header(kind::ACCEPTED, now()), tuple: sock.incoming(), netns: sock.netns(), padding: 0 });

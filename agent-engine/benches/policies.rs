@@ -1,9 +1,5 @@
 //! What the policy engine costs, as a table: load, decisions, changes, memory, all pairs. `cargo bench -p weir-engine`.
-#![expect(
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    reason = "a benchmark reads the clock; the core does not"
-)]
+#![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "a bench measures time")]
 
 mod synthetic;
 
@@ -66,19 +62,24 @@ fn main() {
         "B per pod",
         "denied"
     );
-    for size in sizes {
+    // `cargo bench -p weir-engine --bench policies -- 10000` measures that size only.
+    let only: Option<usize> = std::env::args().skip(1).find_map(|a| a.parse().ok());
+    for size in sizes.into_iter().filter(|s| only.is_none_or(|pods| pods == s.pods)) {
         row(size);
     }
-    all_pairs(sizes[1]);
+    if only.is_none() {
+        all_pairs(sizes[1]);
+    }
 }
 
 fn row(size: Size) {
     let objects = synthetic::objects(size);
     let parsed: Vec<Object> = objects.into_iter().map(|o| Object::from_value(o).expect("valid")).collect();
     let start_bytes = IN_USE.load(Ordering::Relaxed);
+    let copies = parsed.clone();
     let start = Instant::now();
     let mut cluster = Cluster::default();
-    for object in parsed.clone() {
+    for object in copies {
         cluster.apply(object, Origin::default());
     }
     let mut policies = Policies::of(&cluster, Profile::Spec);

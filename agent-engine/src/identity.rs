@@ -19,6 +19,11 @@ pub const TOMBSTONE: Duration = Duration::from_secs(60);
 /// Tombstones kept at most.
 const MAX_TOMBSTONES: usize = 8_192;
 
+/// How long the answer to a lookup holds for an address that is not met any more; one that is met is looked up again earlier.
+pub const ANSWER: Duration = Duration::from_secs(900);
+/// Answers kept at most.
+const MAX_ANSWERS: usize = 16_384;
+
 /// NodeLocal DNSCache's link-local address (its documentation's default).
 pub const NODE_LOCAL_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10));
 /// Source of the kubelet's probes to ambient pods, after istio-cni's SNAT (`HOST_PROBE_SNAT_IP`, `HOST_PROBE_SNAT_IPV6`).
@@ -102,9 +107,38 @@ pub struct Identity {
     gone: BTreeMap<IpAddr, Tombstone>,
     api_server: BTreeSet<(IpAddr, u16)>,
     pod_cidrs: Vec<ipnet::IpNet>,
+    /// What lookups said of an address, and when; none where all objects are known.
+    answers: Option<BTreeMap<IpAddr, Answer>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    at: Time,
+    somebody: bool,
 }
 
 impl Identity {
+    /// Where not all objects are known: an address that none has is unknown until [`answered`](Self::answered).
+    #[must_use]
+    pub fn with_lookups() -> Self {
+        Self { answers: Some(BTreeMap::new()), ..Self::default() }
+    }
+
+    /// A lookup found somebody with the address (whose object was applied before), or nobody.
+    pub fn answered(&mut self, address: IpAddr, somebody: bool, now: Time) {
+        let Some(answers) = &mut self.answers else { return };
+        answers.insert(address, Answer { at: now, somebody });
+        if answers.len() > MAX_ANSWERS {
+            let oldest = answers.iter().min_by_key(|(_, a)| a.at).map(|(address, _)| *address);
+            oldest.map(|address| answers.remove(&address));
+        }
+    }
+
+    /// When a lookup last told who has the address; none where it was never looked up.
+    #[must_use]
+    pub fn answered_at(&self, address: IpAddr) -> Option<Time> {
+        self.answers.as_ref()?.get(&address).map(|a| a.at)
+    }
     /// Takes in one change of the cluster.
     pub fn update(&mut self, cluster: &Cluster, change: &Change, now: Time) {
         let (Change::Applied(key) | Change::Deleted(key)) = change else { return };
@@ -161,6 +195,11 @@ impl Identity {
         if self.pod_cidrs.iter().any(|cidr| cidr.contains(&address)) {
             return Peer::Unknown { address };
         }
+        // Of somebody it is said who it is by an object; without one it could not be read.
+        let is_open = |answers: &BTreeMap<IpAddr, Answer>| answers.get(&address).is_none_or(|a| a.somebody);
+        if self.answers.as_ref().is_some_and(is_open) {
+            return Peer::Unknown { address };
+        }
         Peer::External { address }
     }
 
@@ -181,6 +220,9 @@ impl Identity {
     /// Forgets pods that have been gone for long.
     pub fn expire(&mut self, now: Time) {
         self.gone.retain(|_, t| t.gone.plus(TOMBSTONE.saturating_mul(2)) >= now);
+        if let Some(answers) = &mut self.answers {
+            answers.retain(|_, a| a.at.plus(ANSWER) >= now);
+        }
     }
 
     fn pod(&mut self, cluster: &Cluster, name: &Name, now: Time) {
@@ -205,6 +247,10 @@ impl Identity {
             self.gone.remove(&oldest);
         }
         for address in &new {
+            // Whatever was said before: once this pod is gone, it has to be asked again.
+            if let Some(answer) = self.answers.as_mut().and_then(|answers| answers.get_mut(address)) {
+                answer.somebody = true;
+            }
             let claims = self.pods.entry(*address).or_default();
             if !claims.iter().any(|c| c.pod == *name) {
                 claims.push(Claim { pod: name.clone(), since: now });
@@ -367,6 +413,25 @@ mod tests {
         assert_eq!(world.who("10.1.0.5", 103), "pod app/next");
         world.pod(104, "next", "10.1.0.5", "Failed");
         assert_eq!(world.who("10.1.0.5", 105), "gone app/next", "a pod that ended has given its address back");
+    }
+
+    #[test]
+    fn with_lookups_an_address_is_outside_only_when_the_answer_says_so() {
+        let mut world = world();
+        world.1.answers = Some(BTreeMap::new());
+        let outside = ip("203.0.113.9");
+        assert_eq!(world.who("203.0.113.9", 1), "unknown");
+        assert_eq!(world.who("10.1.0.5", 1), "pod app/web");
+        world.1.answered(outside, false, at(2));
+        assert_eq!(world.who("203.0.113.9", 3), "external");
+        assert_eq!((world.1.answered_at(outside), world.1.answered_at(ip("10.1.0.5"))), (Some(at(2)), None));
+        world.pod(10, "late", "203.0.113.9", "Running");
+        assert_eq!(world.who("203.0.113.9", 11), "pod app/late");
+        world.delete(20, "late");
+        assert_eq!(world.who("203.0.113.9", 100), "unknown", "an answer from before the pod is worth nothing");
+        world.1.answered(outside, false, at(100));
+        world.1.expire(at(1_001));
+        assert_eq!(world.who("203.0.113.9", 1_001), "unknown", "answers age");
     }
 
     #[test]

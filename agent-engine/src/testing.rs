@@ -215,6 +215,7 @@ pub(crate) fn drop_of(ms: u64, tuple: Tuple) -> Observation {
         interface: 3,
         tcp_flags: if tuple.protocol == Protocol::Tcp { 2 } else { 0 },
         reply: false,
+        untracked: false,
     })
 }
 

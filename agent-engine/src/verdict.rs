@@ -7,14 +7,15 @@
 //! | does not admit | none | `at-risk` (`unknown` after a loss) |
 //! | does not admit | established after the grace window | `unenforced` |
 //! | admits | policy-class drop or reject, after the grace window | `unexplained` |
-//! | admits | failed, after the grace window | `failing` (`unknown` after a loss: its drop may be what was lost) |
+//! | admits | failed, after the grace window | `failing` (`unknown` after a loss, be it of drops alone: its drop may be what was lost) |
 //! | admits | none | `silent` (`unknown` after a loss, or where nothing could be seen) |
 //! | admits | established | `verified` |
 //! | cannot be decided | anything | `unknown` |
 //!
 //! Agreement needs no grace: a drop that the policies explain is `denied` at once, a connection that they admit `verified`. A
 //! disagreement within the grace window after a policy change or a pod's start is put down to lag and counts as no evidence.
-//! A loss makes the absence of evidence prove nothing; what was seen stays seen.
+//! A loss makes the absence of evidence prove nothing; what was seen stays seen. A loss of drops alone leaves the absence of
+//! attempts as it is.
 
 use std::fmt;
 
@@ -54,6 +55,8 @@ pub struct Facts {
     pub in_grace: bool,
     /// Events were lost when they could have told something else.
     pub lost: bool,
+    /// The same of drops alone: every attempt was seen.
+    pub drops_lost: bool,
     /// Attempts of this pair can be seen: its port is watched, and no attempt was seen that could not be attributed.
     pub observable: bool,
 }
@@ -71,7 +74,9 @@ pub fn verdict(facts: &Facts) -> State {
         (Admission::NotAdmitted, Evidence::None | Evidence::Established) => State::AtRisk,
         (Admission::Admitted, Evidence::Established) => State::Verified,
         (Admission::Admitted, Evidence::Denied | Evidence::AnswerDropped) if !facts.in_grace => State::Unexplained,
-        (Admission::Admitted, Evidence::Failed) if !facts.in_grace && facts.lost => State::Unknown,
+        (Admission::Admitted, Evidence::Failed) if !facts.in_grace && (facts.lost || facts.drops_lost) => {
+            State::Unknown
+        }
         (Admission::Admitted, Evidence::Failed) if !facts.in_grace => State::Failing,
         (Admission::Admitted, _) if blind => State::Unknown,
         (Admission::Admitted, Evidence::None | Evidence::Denied | Evidence::AnswerDropped | Evidence::Failed) => {
@@ -173,7 +178,14 @@ mod tests {
     fn truth_table() {
         for (admission, evidence, expected) in TABLE {
             for (n, state) in expected.into_iter().enumerate() {
-                let facts = Facts { admission, evidence, in_grace: n & 1 == 1, lost: n & 2 == 2, observable: true };
+                let facts = Facts {
+                    admission,
+                    evidence,
+                    in_grace: n & 1 == 1,
+                    lost: n & 2 == 2,
+                    drops_lost: false,
+                    observable: true,
+                };
                 assert_eq!(verdict(&facts), state, "{facts:?}");
             }
         }
@@ -189,9 +201,21 @@ mod tests {
     }
 
     #[test]
+    fn lost_drops_weaken_only_what_stands_on_the_absence_of_a_drop() {
+        for (admission, evidence, [settled, grace, ..]) in TABLE {
+            for (in_grace, before) in [(false, settled), (true, grace)] {
+                let facts = Facts { admission, evidence, in_grace, lost: false, drops_lost: true, observable: true };
+                let expected = if before == State::Failing { State::Unknown } else { before };
+                assert_eq!(verdict(&facts), expected, "{facts:?}");
+            }
+        }
+    }
+
+    #[test]
     fn what_cannot_be_seen_is_not_silent() {
         for (admission, evidence, [settled, ..]) in TABLE {
-            let facts = Facts { admission, evidence, in_grace: false, lost: false, observable: false };
+            let facts =
+                Facts { admission, evidence, in_grace: false, lost: false, drops_lost: false, observable: false };
             let expected = if settled == State::Silent { State::Unknown } else { settled };
             assert_eq!(verdict(&facts), expected, "{facts:?}");
         }

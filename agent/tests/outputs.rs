@@ -11,7 +11,7 @@ use std::path::Path;
 use common::{busy, empty, serve};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
-use weir::outputs::socket::{self, AskError, BindError, Socket};
+use weir::outputs::socket::{Question, self, AskError, BindError, Socket};
 use weir::outputs::{View, Views, http};
 
 fn runtime() -> Runtime {
@@ -120,6 +120,47 @@ fn names_in_the_page_are_no_markup() {
     assert!(headers.contains("content-security-policy: default-src 'none'"), "{headers}");
 }
 
+#[test]
+fn the_page_proposes_a_fix_and_loads_nothing() {
+    let runtime = runtime();
+    let (address, _stop) = http_server(&runtime, || serve(busy()));
+    let (status, _, body) = get(address, "/", "*/*");
+    assert!(status.contains("200"), "{status}");
+    for part in ["Proposed fix", "kind: NetworkPolicy", "namespace: shop", "# opens sidecar-xds", "<pre>", "viewport"] {
+        assert!(body.contains(part), "{part} is missing: {body}");
+    }
+    // What is named in it is neither fetched nor run.
+    for part in ["<script", "src=", "http://", "https://", "@import", "url("] {
+        assert!(!body.contains(part), "{part}: {body}");
+    }
+    let (_, _, healthy) = get(http_server(&runtime, || serve(empty())).0, "/", "*/*");
+    assert!(!healthy.contains("Proposed fix"), "{healthy}");
+}
+
+#[test]
+fn an_agent_answers_questions_about_its_live_view() {
+    let runtime = runtime();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weir.sock");
+    socket_server(&runtime, &path, busy());
+    let explain = |from: &str, to: &str| {
+        let (from, to, port) = (from.to_owned(), to.to_owned(), "15012/tcp".to_owned());
+        socket::question(&path, &Question::Explain { from, to, port })
+    };
+    let said = explain("shop/cart", "istio-system/istiod").unwrap();
+    assert_eq!(said.exit, 1);
+    assert!(said.text.contains("shop/default-deny") && said.text.contains("required: sidecar-xds"), "{}", said.text);
+    assert_eq!(said.json["targets"][0]["observed"], serde_json::json!([]), "the ends differ in kind");
+    let wrong = explain("shop/nobody", "istio-system/istiod").unwrap_err().to_string();
+    assert!(wrong.contains("no pod, workload or Service nobody"), "{wrong}");
+    let plan = |from: &str| socket::question(&path, &Question::Plan { from: Some(from.to_owned()), flows: Vec::new() });
+    let checks = plan("shop/cart").unwrap().json["checks"].clone();
+    let xds = checks.as_array().unwrap().iter().find(|c| c["flow"] == "sidecar-xds").unwrap().clone();
+    assert_eq!(xds["to"], "10.2.0.7:15012");
+    assert_eq!((&xds["address"], &xds["admission"]), (&"10.1.0.5".into(), &"not-admitted".into()));
+    assert_eq!(xds["policies"], serde_json::json!(["shop/default-deny"]));
+}
+
 /// Serves a view on a socket until the runtime is dropped.
 fn socket_server(runtime: &Runtime, path: &Path, view: View) {
     let _context = runtime.enter();
@@ -152,7 +193,7 @@ fn the_socket_answers_line_by_line() {
     assert_eq!(answers.len(), 4, "{answers:?}");
     assert!(answers[0].starts_with("{\"v\":1,\"error\":\"not a request"), "{}", answers[0]);
     assert!(answers[1].contains("speaks version 1"), "{}", answers[1]);
-    assert!(answers[2].contains("there are: snapshot, watch"), "{}", answers[2]);
+    assert!(answers[2].contains("there are: snapshot, watch, explain, plan"), "{}", answers[2]);
     assert!(answers[3].starts_with("{\"v\":1,\"snapshot\":{"), "{}", answers[3]);
     let flood = exchange(&path, &"x".repeat(64 << 10));
     assert!(flood[0].contains("at most 65536 bytes"), "{flood:?}");

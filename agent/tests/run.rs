@@ -1,6 +1,6 @@
 //! The event loop with a scripted kernel in place of the probes: manifests, losses, readers, recordings.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::future::pending;
 use std::path::{Path, PathBuf};
@@ -46,6 +46,10 @@ impl Observer for Script {
         vec![ProbeView { name: "script".to_owned(), active: true, reason: None }]
     }
 
+    fn watch(&mut self, _ports: &BTreeSet<u16>) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     fn lost(&mut self) -> Vec<(&'static str, u64)> {
         vec![("ring-buffer", self.lost)]
     }
@@ -77,12 +81,13 @@ impl Agent {
         let path = |name: &str| folder.path().join(name);
         fs::write(path("cluster.yaml"), manifest).unwrap();
         let config = Config {
-            manifests: vec![path("cluster.yaml")],
+            source: run::Source::Manifests(vec![path("cluster.yaml")]),
             listen: "127.0.0.1:0".parse().unwrap(),
             socket: path("weir.sock"),
             settings: Settings::default(),
             record: Some(path("record.jsonl")),
             record_limit: record::DEFAULT_LIMIT,
+            redact: false,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
@@ -202,7 +207,7 @@ fn a_recording_replays_to_the_same_bytes() {
 fn a_recording_stops_at_its_limit() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("record.jsonl");
-    let mut recorder = run::Recorder::create(&path, &Settings::default(), 2_000).unwrap();
+    let mut recorder = run::Recorder::create(&path, &Settings::default(), 2_000, false).unwrap();
     let input = weir_engine::engine::Input::Observe(connect(443));
     let now = Clock::start().now();
     let error = (0..100).find_map(|_| recorder.write(now, &input).err()).expect("full");

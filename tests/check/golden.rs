@@ -45,6 +45,8 @@ fn with<'a>(first: &[&'a str], rest: &[&'a str]) -> Vec<&'a str> {
 fn help() {
     page(&["check", "--help"], 0, "help-check.txt");
     page(&["explain", "--help"], 0, "help-explain.txt");
+    page(&["fix", "--help"], 0, "help-fix.txt");
+    page(&["diff", "--help"], 0, "help-diff.txt");
 }
 
 #[test]
@@ -101,6 +103,40 @@ fn names_are_shown_and_not_obeyed() {
         assert!(text.contains("evil"), "{format}: the policy is named: {text}");
         assert!(!text.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{format}: {text:?}");
     }
+}
+
+#[test]
+fn fix() {
+    golden(&with(&["fix"], &CLOSED), 1, "fix.yaml");
+    golden(&with(&["fix", "-o", "json"], &CLOSED), 1, "fix.json");
+    golden(&with(&["fix"], &OPEN), 0, "fix-nothing.yaml");
+    golden(&["fix", "-f", "managed.yaml", "--cluster", "mesh.yaml", "--flow", "SC-XDS"], 1, "fix-managed.yaml");
+    let output = run(&with(&["fix", "--flow", "sidecar-sds"], &CLOSED));
+    let error = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(
+        (output.status.code(), &*error),
+        (Some(2), "weir: there is no flow \"sidecar-sds\"; `weir flows` lists them\n")
+    );
+}
+
+#[test]
+fn fixes_apply() {
+    let fixes = run(&with(&["fix"], &CLOSED)).stdout;
+    let output = Command::new(cargo_bin!("weir"))
+        .current_dir(folder().join("input"))
+        .args(["check", "-f", "-", "--cluster", "mesh.yaml", "closed.yaml"])
+        .stdin(fixes)
+        .output()
+        .expect("weir");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn diff() {
+    page(&["diff", "open.yaml", "closed.yaml", "--cluster", "mesh.yaml"], 1, "diff-closes.txt");
+    page(&["diff", "closed.yaml", "open.yaml", "--cluster", "mesh.yaml"], 0, "diff-opens.txt");
+    page(&["diff", "open.yaml", "open.yaml", "--cluster", "mesh.yaml"], 0, "diff-same.txt");
+    golden(&["diff", "open.yaml", "closed.yaml", "--cluster", "mesh.yaml", "-o", "json"], 1, "diff-closes.json");
 }
 
 #[test]

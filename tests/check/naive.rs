@@ -10,6 +10,9 @@ use weir_engine::cluster::{Cluster, Labels, Pod};
 use weir_engine::policy::Endpoint;
 use weir_engine::words::Protocol;
 
+/// Peers and ports of a rule, whichever direction it is for.
+type Rule = (Option<Vec<NetworkPolicyPeer>>, Option<Vec<NetworkPolicyPort>>);
+
 /// Whether both sides admit; `None` where an end has no address to compare.
 pub fn admits(cluster: &Cluster, from: &Endpoint, to: &Endpoint, protocol: Protocol, port: u16) -> Option<bool> {
     let (source, destination) = (pod(cluster, from), pod(cluster, to));
@@ -90,7 +93,7 @@ fn side(
             continue;
         }
         isolated = true;
-        let rules: Vec<(Option<Vec<NetworkPolicyPeer>>, Option<Vec<NetworkPolicyPort>>)> = if ingress {
+        let rules: Vec<Rule> = if ingress {
             spec.ingress.into_iter().flatten().map(|r| (r.from, r.ports)).collect()
         } else {
             spec.egress.into_iter().flatten().map(|r| (r.to, r.ports)).collect()

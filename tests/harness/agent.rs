@@ -1,5 +1,6 @@
 //! The real agent as a process of its own, watched from outside: its HTTP pages, its socket, its log.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -15,15 +16,16 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// How long an agent may take from its start until it is ready: the probes are verified by the kernel one by one.
-const START: Duration = Duration::from_secs(20);
+/// Patient enough for a debug build on a machine that is busy with other builds.
+const START: Duration = Duration::from_secs(60);
 
 /// How an agent is started.
 #[derive(Debug, Clone)]
 pub struct AgentOptions {
     /// The `weir` binary.
     pub binary: PathBuf,
-    /// File or folder of manifests it reads.
-    pub manifests: PathBuf,
+    /// File or folder of manifests it reads; without, its arguments say where objects come from.
+    pub manifests: Option<PathBuf>,
     /// More arguments of `weir run`.
     pub arguments: Vec<String>,
 }
@@ -73,10 +75,10 @@ impl Agent {
         let dir = tempfile::Builder::new().prefix("weir-agent-").tempdir()?;
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let log = File::create(dir.path().join("log"))?;
+        let manifests = options.manifests.iter().flat_map(|path| [OsStr::new("--manifests"), path.as_os_str()]);
         let child = Command::new(&options.binary)
             .arg("run")
-            .arg("--manifests")
-            .arg(&options.manifests)
+            .args(manifests)
             .args(["--listen", &address.to_string()])
             .arg("--socket")
             .arg(dir.path().join("weir.sock"))

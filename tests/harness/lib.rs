@@ -6,6 +6,7 @@
 //! two can be held against each other.
 
 pub mod agent;
+pub mod apiserver;
 pub mod clients;
 pub mod cni;
 pub mod dns;
@@ -13,6 +14,8 @@ pub mod drive;
 pub mod far;
 pub mod fixture;
 pub mod ipv6;
+#[path = "../matrix/mod.rs"]
+pub mod matrix;
 pub mod mesh;
 pub mod netns;
 pub mod objects;

@@ -1,6 +1,7 @@
 //! A fixture rehearsed with the real agent: the mesh carries real packets under real rules, the agent watches, and what it
 //! reports is held against what the fixture says is right.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -44,7 +45,7 @@ pub struct Row {
     pub code: String,
     /// What the packets did.
     pub result: FlowResult,
-    /// The state that is right: `verified` or `denied`.
+    /// The state that is right: `verified` or `denied`. The worst of a pair's flows speaks for the pair.
     pub expected: &'static str,
     /// The agent's pair (see `weir_engine::snapshot::PairView`); none if it has no such pair.
     pub pair: Option<Value>,
@@ -81,10 +82,14 @@ impl Rehearsal {
         fs::write(manifests.path().join("cluster.json"), serde_json::to_string_pretty(&list)?)?;
         let state = fixture.states.first().context("a fixture without states")?;
         write_policies(&manifests, state)?;
+        let mesh_config = fixture.dir.join("mesh-config.yaml");
+        if mesh_config.is_file() {
+            fs::copy(&mesh_config, manifests.path().join("mesh-config.yaml"))?;
+        }
         mesh.apply_policies(&state.policies, enforcement)?;
         let options = AgentOptions {
             binary,
-            manifests: manifests.path().to_owned(),
+            manifests: Some(manifests.path().to_owned()),
             arguments: ["--grace", "300ms", "--window", "60s"].iter().chain(arguments).map(|&a| a.to_owned()).collect(),
         };
         let agent = Agent::start(&options)?;
@@ -170,14 +175,26 @@ impl Rehearsal {
         let pairs = snapshot["pairs"].as_array().context("a snapshot without pairs")?;
         let mut stood_for = vec![false; pairs.len()];
         let mut rows = Vec::new();
-        for (flow, result) in flows.iter().zip(results) {
-            let Some(code) = &flow.catalog else { continue };
-            let right = flow.results.get(state).with_context(|| format!("{}: no result in {state}", flow.id))?;
-            let expected = match right.verdict {
-                Verdict::Allowed => "verified",
-                Verdict::Denied => "denied",
+        // Several flows of a fixture may be one pair: of its pods, or of addresses outside.
+        let mut pair_of = Vec::new();
+        let mut denied_pairs: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
+        for flow in flows {
+            let Some(code) = &flow.catalog else {
+                pair_of.push(None);
+                continue;
             };
             let index = pairs.iter().position(|pair| self.stands_for(pair, code, flow));
+            pair_of.push(index);
+            let right = flow.results.get(state).with_context(|| format!("{}: no result in {state}", flow.id))?;
+            if let Some(index) = index.filter(|_| right.verdict == Verdict::Denied) {
+                denied_pairs.entry(index).or_default().extend(self.due(flow, right));
+            }
+        }
+        for ((flow, result), index) in flows.iter().zip(results).zip(pair_of) {
+            let Some(code) = &flow.catalog else { continue };
+            let right = flow.results.get(state).with_context(|| format!("{}: no result in {state}", flow.id))?;
+            let pair_is_denied = index.is_some_and(|index| denied_pairs.contains_key(&index));
+            let expected = if right.verdict == Verdict::Denied || pair_is_denied { "denied" } else { "verified" };
             let mut faults = Vec::new();
             if result.outcome.reachable() != (right.verdict == Verdict::Allowed) {
                 faults.push(format!("the packets say {}", result.outcome));
@@ -192,7 +209,7 @@ impl Rehearsal {
                     }
                     if expected == "denied" {
                         let named = strings(&pairs[index]["policies"]);
-                        let due = self.due(flow, right);
+                        let due: Vec<String> = denied_pairs.get(&index).into_iter().flatten().cloned().collect();
                         if named != due {
                             faults.push(format!("names {named:?}, not {due:?}"));
                         }
@@ -233,11 +250,11 @@ impl Rehearsal {
         pair["code"] == code
             && pair["port"] == flow.port
             && pair["protocol"] == flow.protocol.to_string()
-            && self.is_end(&pair["source"], &flow.from)
-            && self.is_end(&pair["destination"], &flow.to)
+            && self.is_end(&pair["source"], &flow.from, &flow.to)
+            && self.is_end(&pair["destination"], &flow.to, &flow.from)
     }
 
-    fn is_end(&self, said: &Value, end: &End) -> bool {
+    fn is_end(&self, said: &Value, end: &End, other: &End) -> bool {
         let kind = said["kind"].as_str().unwrap_or("");
         match end {
             End::Pod(key) => {
@@ -246,8 +263,23 @@ impl Rehearsal {
                 kind == "workload" && said["namespace"] == namespace && said["workload"] == workload.as_str()
                     || kind == "api-server" && self.mesh.cluster.pod(key).is_some_and(on_host_network)
             }
-            End::Node { .. } => matches!(kind, "kubelet" | "node"),
+            // What comes from a pod's own node is the kubelet's, whoever sent it.
+            End::Node { name, .. } => match kind {
+                "kubelet" => self.node_of(other) == Some(name.as_str()),
+                "node" => self.node_of(other) != Some(name.as_str()),
+                _ => kind == "api-server",
+            },
             End::Ip(_) => matches!(kind, "external" | "api-server" | "node-local-dns"),
+        }
+    }
+}
+
+impl Rehearsal {
+    fn node_of<'a>(&'a self, end: &'a End) -> Option<&'a str> {
+        match end {
+            End::Pod(key) => self.mesh.cluster.pod(key)?.spec.as_ref()?.node_name.as_deref(),
+            End::Node { name, .. } => Some(name),
+            End::Ip(_) => None,
         }
     }
 }

@@ -3,6 +3,8 @@
 mod build_ebpf;
 mod conformance;
 mod demo;
+mod fuzz;
+mod matrix;
 mod setup;
 mod test;
 mod tidy;
@@ -28,10 +30,14 @@ enum Task {
     BuildEbpf(build_ebpf::BuildEbpf),
     /// Show the main job: a mini-mesh under default-deny, the agent beside it, real connections.
     Demo(demo::Demo),
+    /// Make each cause of a failed connection for real, print what the agent says of each, write docs/accuracy.md.
+    Matrix(matrix::Matrix),
     /// Run every test that this machine can run (as root).
     Test(test::Test),
     /// Hold the policy engine against published cases and fixtures.
     Conformance(conformance::Conformance),
+    /// Fuzz the manifest loader and the policy engine.
+    Fuzz(fuzz::Fuzz),
     /// Check the house rules that no other tool checks.
     Tidy(tidy::Tidy),
 }
@@ -42,8 +48,10 @@ fn main() -> ExitCode {
         Task::Setup(task) => task.run(),
         Task::BuildEbpf(task) => task.run(),
         Task::Demo(task) => task.run(),
+        Task::Matrix(task) => task.run(),
         Task::Test(task) => task.run(),
         Task::Conformance(task) => task.run(),
+        Task::Fuzz(task) => task.run(),
         Task::Tidy(task) => task.run(),
     };
     outcome.unwrap_or_else(|error| {

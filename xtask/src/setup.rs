@@ -44,7 +44,7 @@ enum How {
     Promtool,
 }
 
-const NEEDS: [Need; 7] = [
+const NEEDS: [Need; 8] = [
     Need { name: "C compiler", why: "linking", found: || program("cc"), how: How::Packages(&["build-essential"]) },
     Need {
         name: "probe compiler",
@@ -60,6 +60,12 @@ const NEEDS: [Need; 7] = [
     },
     Need { name: "nft", why: "end-to-end tests", found: || program("nft"), how: How::Packages(&["nftables"]) },
     Need { name: "ip", why: "end-to-end tests", found: || program("ip"), how: How::Packages(&["iproute2"]) },
+    Need {
+        name: "iptables",
+        why: "the matrix's drops by iptables-legacy and iptables-nft",
+        found: || program("iptables-legacy").and(program("iptables-nft")),
+        how: How::Packages(&["iptables"]),
+    },
     Need { name: "bpf-linker", why: "linking the probes", found: linker, how: How::Linker },
     Need { name: "promtool", why: "checking the metrics text", found: promtool, how: How::Promtool },
 ];

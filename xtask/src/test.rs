@@ -18,7 +18,10 @@ pub struct Test {
 }
 
 /// Test targets that make network namespaces and attach probes; they run one after the other, with the machine to themselves.
-const ROOT_TARGETS: [&str; 3] = ["harness", "probes", "e2e"];
+const ROOT_TARGETS: [&str; 4] = ["harness", "cni", "probes", "e2e"];
+
+/// Programs that the test target `alerts` starts.
+const ALERT_PROGRAMS: [&str; 2] = ["prometheus", "prometheus-alertmanager"];
 
 #[derive(Default)]
 struct Tally {
@@ -62,6 +65,13 @@ impl Test {
             root.args(["--test", target]);
         }
         tally.cargo_test(&mut root, filter.as_deref(), 1)?;
+        if ALERT_PROGRAMS.iter().all(|program| tools::on_path(program)) {
+            let mut alerts = tools::cargo();
+            alerts.args(["test", "--package", "weir-tests", "--features", "alerts", "--test", "alerts"]);
+            tally.cargo_test(&mut alerts, filter.as_deref(), 1)?;
+        } else {
+            tally.skip(format!("alerts end to end: {} are not installed", ALERT_PROGRAMS.join(" and ")));
+        }
         if filter.is_none() {
             tally.conformance();
         }
@@ -106,9 +116,7 @@ impl Tally {
                 self.skipped += number_before(result, " ignored");
                 println!("{line}");
             } else if let Some(reason) = line.strip_prefix("SKIPPED: ") {
-                self.skipped += 1;
-                self.reasons.push(reason.to_owned());
-                println!("{line}");
+                self.skip(reason.to_owned());
             } else if in_failures || line.ends_with(" ... FAILED") {
                 println!("{line}");
                 if let Some(name) = line.strip_suffix(" ... FAILED") {
@@ -132,12 +140,16 @@ impl Tally {
         let folders: Vec<PathBuf> =
             ["cases", "fixtures"].iter().map(|name| root.join(name)).filter(|f| f.is_dir()).collect();
         if folders.is_empty() {
-            println!("SKIPPED: conformance: no folder of published cases ($WEIR_SHARED or ../shared)");
-            self.skipped += 1;
-            self.reasons.push("conformance: no folder of published cases".to_owned());
+            self.skip("conformance: no folder of published cases ($WEIR_SHARED or ../shared)".to_owned());
             return;
         }
         self.check("conformance", tools::cargo().args(["xtask", "conformance"]).args(folders));
+    }
+
+    fn skip(&mut self, reason: String) {
+        println!("SKIPPED: {reason}");
+        self.skipped += 1;
+        self.reasons.push(reason);
     }
 
     fn close(self, begin: Instant) -> Result<ExitCode> {

@@ -98,9 +98,12 @@ impl Ending {
 /// The outcome of an ended attempt.
 pub(super) fn decide(ending: &Ending, dropped: Option<&JoinedDrop>) -> Outcome {
     let by_policy = |at: &Time| dropped.is_some_and(|d| d.class.is_policy_capable() && d.at.distance(*at) <= JOIN);
+    let by_route = |at: &Time| dropped.is_some_and(|d| d.class == DropClass::Route && d.at.distance(*at) <= JOIN);
     match ending {
         Ending::Established { .. } => Outcome::Established,
         Ending::Answered { at, .. } if by_policy(at) => Outcome::Rejected,
+        // A prohibit route answers "administratively prohibited" as a rule does (net/ipv4/route.c `ip_error`).
+        Ending::Answered { at, answer: Answer::Prohibited, .. } if by_route(at) => Outcome::Unreachable,
         Ending::Answered { answer: Answer::Prohibited | Answer::PortUnreachable, .. } => Outcome::Rejected,
         Ending::Answered { answer: Answer::Reset | Answer::Refused, .. } => Outcome::Refused,
         Ending::Answered { answer: Answer::Unreachable, .. } => Outcome::Unreachable,

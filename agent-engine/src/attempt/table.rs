@@ -98,9 +98,11 @@ impl Attempts {
 
     /// A TCP socket went CLOSE → SYN_SENT.
     pub fn start(&mut self, e: &AttemptStart) {
-        if let Some(started) = self.sockets.get(&e.socket) {
-            // Its end was lost.
-            self.close(&(*started, e.socket));
+        // A socket's memory is used again at once: the attempt before has ended, even if its end still waits for what it may
+        // have overtaken, or its end was lost.
+        let before = self.sockets.get(&e.socket).map(|started| (*started, e.socket));
+        if let Some(id) = before.filter(|id| self.open.get(id).is_some_and(|open| open.ending.is_none())) {
+            self.close(&id);
             self.evicted += 1;
         }
         self.insert((e.at, e.socket), Open::new(e.tuple, e.at, e.netns, Some(e.owner.clone())));

@@ -81,6 +81,7 @@ fn drop(at: u64, reason: &str, location: &str, source_port: u16) -> PacketDrop {
         interface: 3,
         tcp_flags: 0x02,
         reply: false,
+        untracked: false,
     }
 }
 
@@ -148,6 +149,16 @@ fn outcome_of_what_the_kernel_did() {
         ("ICMP host unreachable with policy drop", &[Drop(0, NF.0, NF.1), Icmp(1, 1), Timeout(200)], Rejected),
         ("sk_err 113: the neighbour is gone", &[Error(3000, 113), Timeout(3200)], Unreachable),
         ("sk_err 13: ICMPv6 prohibited", &[Error(1, 13), Timeout(200)], Rejected),
+        (
+            "a prohibit route answers 3/13, then drops",
+            &[Icmp(1, 13), Drop(1, "NOT_SPECIFIED", "ip_error"), Timeout(200)],
+            Unreachable,
+        ),
+        (
+            "a prohibit route over IPv6",
+            &[Drop(1, "IP_INNOROUTES", "ip6_pkt_prohibit"), Error(1, 13), Timeout(200)],
+            Unreachable,
+        ),
         ("sk_err 110", &[Step::Retransmit(1000, 1), Error(2500, 110)], TimedOut),
         ("drop, sk_err 110", &[Drop(0, NF.0, NF.1), Error(2500, 110)], Dropped),
         ("drop, application gave up", &[Drop(0, NF.0, NF.1), Error(30, 0)], Dropped),
@@ -170,6 +181,24 @@ fn outcome_of_what_the_kernel_did() {
         assert!(!last.provisional, "{name}: not final");
         assert_eq!(attempts.iter().filter(|a| !a.provisional).count(), 1, "{name}: counted once");
     }
+}
+
+#[test]
+fn a_socket_used_again_takes_nothing_from_the_attempt_before() {
+    let mut attempts = Attempts::new(100);
+    attempts.start(&start(0, SOCKET));
+    attempts.end(ms(1), &AttemptEnd { reset: true, ..end(1, 111) });
+    attempts.start(&start(2, SOCKET));
+    let established = AttemptEnd { established: true, started: ms(2), ..end(3, 0) };
+    attempts.end(ms(3), &established);
+    attempts.handle_timeout(ms(200));
+    let outcomes: Vec<Outcome> = std::iter::from_fn(|| attempts.poll()).map(|a| a.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Refused, Outcome::Established]);
+    assert_eq!((attempts.len(), attempts.evicted()), (0, 0));
+
+    attempts.start(&start(300, SOCKET));
+    attempts.start(&start(301, SOCKET));
+    assert_eq!((attempts.len(), attempts.evicted()), (1, 1), "an attempt whose end was lost makes room");
 }
 
 #[test]

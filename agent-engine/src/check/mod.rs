@@ -112,6 +112,7 @@ pub fn check(model: &Model, options: &Options) -> Report {
         lints: findings,
         mutation,
         objects: model.objects.iter().map(|(kind, count)| ObjectCount { kind: *kind, count: *count }).collect(),
+        simulated: model.cluster.pods().filter(|p| p.simulated).map(|p| p.workload.to_string()).collect(),
     }
 }
 

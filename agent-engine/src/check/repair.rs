@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort};
 use serde::{Deserialize, Serialize};
 
 use super::Model;
 use super::report::instance;
-use crate::cluster::{Object, Origin};
+use crate::cluster::{Cluster, Object, Origin};
 use crate::policy::diff::{WorkloadDifference, by_workload, diff};
 use crate::policy::fix::{PatchKind, Unfixable};
 use crate::policy::{Admission, Endpoint, Flow};
@@ -83,6 +83,11 @@ pub fn repair(model: &mut Model, wanted: impl Fn(&Pair) -> bool) -> Repair {
         }
         made += open(model, pair, &mut done, &mut out.unfixable);
     }
+    for repaired in done.values_mut() {
+        tidy(repaired, &before.cluster);
+        let change = model.cluster.apply(Object::NetworkPolicy(Box::new(repaired.policy.clone())), Origin::default());
+        model.policies.update(&model.cluster, &change);
+    }
     out.denied_after = denied.iter().filter(|p| first_denied(model, p).is_some()).count();
     let differences = diff((&before.cluster, &before.policies), (&model.cluster, &model.policies));
     out.beyond = beyond(by_workload(&model.cluster, &differences), &pairs);
@@ -133,6 +138,65 @@ fn open(model: &mut Model, pair: &Pair, done: &mut BTreeMap<Name, Repaired>, unf
         }
     }
     MAX_PER_PAIR
+}
+
+/// Puts new rules together that differ in their ports or in their peers only: they mean the same as one.
+fn tidy(repaired: &mut Repaired, before: &Cluster) {
+    let Some(spec) = &mut repaired.policy.spec else { return };
+    let meta = &repaired.policy.metadata;
+    let name = Name::new(meta.namespace.as_deref().unwrap_or("default"), meta.name.as_deref().unwrap_or(""));
+    let old = before.policy(&name).and_then(|p| p.object.spec.as_ref());
+    let kept = |rules: Option<usize>| rules.unwrap_or(0);
+    let egress = kept(old.and_then(|s| s.egress.as_ref().map(Vec::len)));
+    let ingress = kept(old.and_then(|s| s.ingress.as_ref().map(Vec::len)));
+    if let Some(rules) = &mut spec.egress {
+        together(rules, egress, |r| (&mut r.to, &mut r.ports));
+    }
+    if let Some(rules) = &mut spec.ingress {
+        together(rules, ingress, |r| (&mut r.from, &mut r.ports));
+    }
+    let new =
+        |direction: Direction, from: usize, to: Option<usize>| (from..to.unwrap_or(from)).map(move |i| (direction, i));
+    let egress = new(Direction::Egress, egress, spec.egress.as_ref().map(Vec::len));
+    repaired.rules = egress.chain(new(Direction::Ingress, ingress, spec.ingress.as_ref().map(Vec::len))).collect();
+}
+
+type Parts<'a> = (&'a mut Option<Vec<NetworkPolicyPeer>>, &'a mut Option<Vec<NetworkPolicyPort>>);
+
+fn together<R>(rules: &mut Vec<R>, first: usize, parts: impl Fn(&mut R) -> Parts<'_>) {
+    let mut by_peers: Vec<R> = Vec::new();
+    for mut rule in rules.split_off(first) {
+        let (peers, ports) = parts(&mut rule);
+        if !by_peers.iter_mut().any(|k| {
+            let (into_peers, into_ports) = parts(k);
+            *into_peers == *peers && absorb(into_ports, ports)
+        }) {
+            by_peers.push(rule);
+        }
+    }
+    let mut by_ports: Vec<R> = Vec::new();
+    for mut rule in by_peers {
+        let (peers, ports) = parts(&mut rule);
+        if !by_ports.iter_mut().any(|k| {
+            let (into_peers, into_ports) = parts(k);
+            *into_ports == *ports && absorb(into_peers, peers)
+        }) {
+            by_ports.push(rule);
+        }
+    }
+    rules.append(&mut by_ports);
+}
+
+/// Adds to a list what it does not have; not where one of both is absent or empty, which means everything.
+fn absorb<T: Clone + PartialEq>(into: &mut Option<Vec<T>>, more: &Option<Vec<T>>) -> bool {
+    match (into, more) {
+        (Some(into), Some(more)) if !into.is_empty() && !more.is_empty() => {
+            let missing: Vec<T> = more.iter().filter(|m| !into.contains(m)).cloned().collect();
+            into.extend(missing);
+            true
+        }
+        _ => false,
+    }
 }
 
 /// The first instance of a pair that is denied.

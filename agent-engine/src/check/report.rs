@@ -34,6 +34,9 @@ pub struct Report {
     pub mutation: Option<Mutation>,
     /// Objects that the report stands on, by kind.
     pub objects: Vec<ObjectCount>,
+    /// Workloads whose proxy was simulated: the injector would add it, nobody has yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub simulated: Vec<String>,
 }
 
 /// What policies say of a pair.

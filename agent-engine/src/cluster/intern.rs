@@ -30,6 +30,7 @@ impl Interner {
         }
         pod.labels = self.set(&pod.labels);
         pod.annotations = self.set(&pod.annotations);
+        pod.settings = self.set(&pod.settings);
         pod.ports = match self.ports.find(&pod.ports) {
             Some(known) => known,
             None => {

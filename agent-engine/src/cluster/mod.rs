@@ -4,6 +4,7 @@
 //! follow without scanning. Order of application never matters.
 
 pub mod admin;
+mod injection;
 mod intern;
 pub mod labels;
 pub mod object;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 pub use admin::AdminPolicy;
 pub use labels::Labels;
 pub use object::{Key, Kind, Object, ObjectError, Origin};
-pub use pod::{ContainerPort, Phase, Pod};
+pub use pod::{ContainerPort, Phase, Pod, SETTINGS};
 pub use service::{EndpointSlice, Service, ServicePort, TargetPort};
 
 use intern::Interner;
@@ -106,6 +107,8 @@ pub struct Cluster {
     service_addresses: BTreeSet<(IpAddr, Name)>,
     service_slices: BTreeSet<(Name, Name)>,
     live: BTreeMap<Workload, u32>,
+    /// Templates as they were written, where injection is simulated on them.
+    written: BTreeMap<Name, Pod>,
     interner: Interner,
 }
 
@@ -116,14 +119,17 @@ impl Cluster {
         self.delete(&key);
         let name = key.name.clone();
         match object {
-            Object::Namespace(o) => drop(self.namespaces.insert(name.name, object::namespace(&o))),
+            Object::Namespace(o) => {
+                self.namespaces.insert(name.name.clone(), object::namespace(&o));
+                self.inject(&name.name);
+            }
             Object::Node(o) => {
                 let node = object::node(&o);
                 self.node_addresses.extend(node.addresses.iter().map(|a| (*a, node.name.clone())));
                 self.nodes.insert(name.name, node);
             }
             Object::Pod(o) => self.insert_pod(Pod::from_api(&o)),
-            Object::Template(kind, o) => self.insert_pod(Pod::from_template(kind, &o)),
+            Object::Template(kind, o) => self.insert_template(Pod::from_template(kind, &o)),
             Object::Service(o) => {
                 let service = Service::from_api(&o);
                 let addresses = service.cluster_ips.iter().chain(&service.external_ips);
@@ -149,7 +155,13 @@ impl Cluster {
     pub fn delete(&mut self, key: &Key) -> Change {
         let name = &key.name;
         let gone = match key.kind {
-            Kind::Namespace => self.namespaces.remove(&name.name).is_some(),
+            Kind::Namespace => {
+                let gone = self.namespaces.remove(&name.name).is_some();
+                if gone {
+                    self.inject(&name.name);
+                }
+                gone
+            }
             Kind::Node => self.nodes.remove(&name.name).is_some_and(|node| {
                 for address in node.addresses {
                     self.node_addresses.remove(&(address, node.name.clone()));
@@ -159,6 +171,7 @@ impl Cluster {
             Kind::Pod => self.remove_pod(name),
             Kind::Deployment | Kind::StatefulSet | Kind::DaemonSet | Kind::ReplicaSet | Kind::Job | Kind::CronJob => {
                 let name = Name::new(name.namespace.clone(), Pod::template_name(key.kind, &name.name));
+                self.written.remove(&name);
                 self.remove_pod(&name)
             }
             Kind::Service => self.services.remove(name).is_some_and(|service| {
@@ -205,6 +218,34 @@ impl Cluster {
             | Kind::ApiRule => self.raw.remove(key).is_some(),
         };
         if gone { Change::Deleted(key.clone()) } else { Change::None }
+    }
+
+    fn insert_template(&mut self, pod: Pod) {
+        match injection::simulate(&pod, self.namespaces.get(&pod.name.namespace)) {
+            Some(injected) => {
+                self.written.insert(pod.name.clone(), pod);
+                self.insert_pod(injected);
+            }
+            None => self.insert_pod(pod),
+        }
+    }
+
+    /// The labels of a namespace have changed: simulates injection anew on its templates.
+    fn inject(&mut self, namespace: &Arc<str>) {
+        let inside: Vec<Pod> = self.templates_in(namespace).cloned().collect();
+        for pod in inside {
+            let written = self.written.remove(&pod.name).unwrap_or(pod);
+            self.remove_pod(&written.name);
+            self.insert_template(written);
+        }
+    }
+
+    /// The templates of a namespace, even where their workloads have pods.
+    pub(crate) fn templates_in(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Pod> {
+        let first = Name::new(namespace.clone(), "");
+        let pods = self.pods.range(first..).map(|(_, p)| &**p);
+        let namespace = namespace.clone();
+        pods.take_while(move |p| p.name.namespace == namespace).filter(|p| p.template)
     }
 
     fn insert_pod(&mut self, mut pod: Pod) {

@@ -57,15 +57,28 @@ pub struct Pod {
     pub ports: Arc<[ContainerPort]>,
     /// Names of all containers, native sidecars (init containers with restartPolicy Always) included.
     pub containers: Arc<[Arc<str>]>,
+    /// Environment variables of its containers that Weir looks at, in [`SETTINGS`], with a value written out.
+    pub settings: Labels,
     /// `status.phase`.
     pub phase: Phase,
     /// `metadata.creationTimestamp` or `status.startTime`, seconds since the epoch.
     pub started: Option<i64>,
+    /// Its proxy, and the labels and ports that go with it, are what the injector would add: nobody has injected it yet.
+    pub simulated: bool,
     /// It is a template, not a pod: it has no address and stands for all pods of its workload.
     pub template: bool,
 }
 
+/// Environment variables that change which flows are required: istiod's `PILOT_JWT_ENABLE_REMOTE_JWKS`.
+pub const SETTINGS: [&str; 1] = ["PILOT_JWT_ENABLE_REMOTE_JWKS"];
+
 impl Pod {
+    /// An environment variable of [`SETTINGS`].
+    #[must_use]
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        self.settings.get(name).map(|value| &**value)
+    }
+
     /// Reduces an API pod.
     #[must_use]
     pub fn from_api(o: &core::Pod) -> Self {
@@ -108,6 +121,14 @@ impl Pod {
                 })
                 .collect(),
             containers: containers.iter().map(|c| c.name.as_str().into()).collect(),
+            settings: labels_of(Some(
+                &containers
+                    .iter()
+                    .flat_map(|c| c.env.iter().flatten())
+                    .filter(|e| SETTINGS.contains(&e.name.as_str()))
+                    .filter_map(|e| Some((e.name.clone(), e.value.clone()?)))
+                    .collect(),
+            )),
             phase: match status.and_then(|s| s.phase.as_deref()) {
                 Some("Pending") => Phase::Pending,
                 Some("Running") | None => Phase::Running,
@@ -119,6 +140,7 @@ impl Pod {
                 .and_then(|s| s.start_time.as_ref())
                 .or(meta.creation_timestamp.as_ref())
                 .map(|t| t.0.as_second()),
+            simulated: false,
             template: false,
             name,
         }

@@ -1,5 +1,7 @@
 //! Everything that can enter the engine.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Key, Origin};
@@ -20,6 +22,14 @@ pub enum Input {
     Delete {
         /// Which one.
         key: Key,
+    },
+    /// Who has an address was looked up; the objects found have been applied before. Only with
+    /// [`Settings::lookups`](super::Settings::lookups).
+    Answered {
+        /// Which one.
+        address: IpAddr,
+        /// A pod or node has it; else it is outside of the cluster.
+        somebody: bool,
     },
     /// The kernel did something.
     Observe(Observation),

@@ -1,17 +1,20 @@
 //! The engine: wiring only. Inputs with their time in, transitions and snapshots out.
 
 mod attribute;
+mod held;
 mod input;
 mod settings;
 #[cfg(test)]
 mod tests;
 mod view;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use attribute::{Attribution, World};
+use held::{Held, Waiting};
 pub use input::Input;
 pub use settings::{Settings, WATCHED_PORTS};
 
@@ -21,7 +24,7 @@ use crate::identity::{Identity, Peer};
 use crate::ledger::{Dirty, Ledger, NO_FLOW, Spans, is_policy};
 use crate::observation::Observation;
 use crate::policy::{Endpoint, Policies};
-use crate::requirement::{Catalogue, Pair, PortSource, Resolver, Role};
+use crate::requirement::{Catalogue, End, Pair, PortSource, Resolver, Role};
 use crate::snapshot::Edit;
 pub use crate::snapshot::{Snapshot, Transition};
 pub use crate::time::Time;
@@ -48,16 +51,25 @@ pub struct Engine {
     judge_at: Option<Time>,
     tick_at: Option<Time>,
     /// Attempts that wait until what is dirty has been judged.
-    queue: VecDeque<Attempt>,
+    queue: VecDeque<Waiting>,
+    /// Attempts that wait for a lookup.
+    held: Held,
     queue_overflow: u64,
     synced: bool,
+    /// Ports that the probes have to watch.
+    watched: BTreeSet<u16>,
 }
 
 impl Engine {
-    /// An engine with the built-in catalogue that knows no object yet.
+    /// An engine with the built-in catalogue and the settings' flows that knows no object yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self::with_catalogue(settings, Catalogue::built_in())
+        let mut catalogue = Catalogue::built_in();
+        for text in &settings.flows {
+            // Checked at the edge, where there is somebody to tell.
+            drop(catalogue.add(text));
+        }
+        Self::with_catalogue(settings, catalogue)
     }
 
     /// An engine with another catalogue.
@@ -67,7 +79,7 @@ impl Engine {
         Self {
             cluster: Cluster::default(),
             policies: Policies::new(settings.profile),
-            identity: Identity::default(),
+            identity: if settings.lookups { Identity::with_lookups() } else { Identity::default() },
             resolver: Resolver::new(catalogue, settings.max_learnt),
             attempts: Attempts::new(settings.max_attempts),
             ledger: Ledger::new(spans, settings.max_pairs, settings.max_transitions),
@@ -75,8 +87,10 @@ impl Engine {
             judge_at: None,
             tick_at: None,
             queue: VecDeque::new(),
+            held: Held::default(),
             queue_overflow: 0,
             synced: false,
+            watched: settings.watched_ports.iter().copied().collect(),
             settings,
         }
     }
@@ -90,6 +104,7 @@ impl Engine {
             Input::Apply { object, origin } => self.apply(now, Object::from_value(object)?, origin),
             Input::Delete { key } => self.delete(now, &key),
             Input::Observe(observation) => self.observe(now, &observation),
+            Input::Answered { address, somebody } => self.answered(now, address, somebody),
             Input::Lost { stage, count } => self.lost(now, &stage, count),
             Input::Synced => self.synced(now),
             Input::Timeout => self.handle_timeout(now),
@@ -145,6 +160,20 @@ impl Engine {
         self.drain(now);
     }
 
+    /// Who has an address was looked up; the same as [`Input::Answered`].
+    pub fn answered(&mut self, now: Time, address: IpAddr, somebody: bool) {
+        self.handle_timeout(now);
+        self.identity.answered(address, somebody, now);
+        self.queue.extend(self.held.answered(address));
+        self.drain(now);
+    }
+
+    /// The next address that has to be looked up before attempts of it can be judged: who has it is unknown, or a finding
+    /// rests on an answer that may be out of date by now. Only with [`Settings::lookups`].
+    pub fn poll_question(&mut self) -> Option<IpAddr> {
+        self.held.poll_question()
+    }
+
     /// Events were lost; the same as [`Input::Lost`].
     pub fn lost(&mut self, now: Time, stage: &str, count: u64) {
         self.ledger.lost(stage, count, now);
@@ -170,12 +199,13 @@ impl Engine {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         let judge_at = self.judge_at.filter(|_| self.synced);
-        [self.attempts.poll_timeout(), judge_at, self.tick_at].into_iter().flatten().min()
+        [self.attempts.poll_timeout(), self.held.poll_timeout(), judge_at, self.tick_at].into_iter().flatten().min()
     }
 
     /// Time went by; the same as [`Input::Timeout`].
     pub fn handle_timeout(&mut self, now: Time) {
         self.attempts.handle_timeout(now);
+        self.queue.extend(self.held.handle_timeout(now));
         self.drain(now);
         if self.synced && self.judge_at.is_some_and(|at| at <= now) {
             self.judge(now);
@@ -212,6 +242,13 @@ impl Engine {
     #[must_use]
     pub fn resolver(&self) -> &Resolver {
         &self.resolver
+    }
+
+    /// The ports that the probes have to watch, as of the last judgement: those of the settings, of all pairs, and those on
+    /// which applications of the mesh are served. Never shrinks: what is watched once costs little.
+    #[must_use]
+    pub fn watched_ports(&self) -> &BTreeSet<u16> {
+        &self.watched
     }
 
     /// Whose an address is.
@@ -270,26 +307,37 @@ impl Engine {
             pairs.retain(|_, pair| settings.nodes.is_empty() || touches_node(cluster, &settings.nodes, pair));
             pairs
         });
-        self.ledger.update(now, cluster, &self.policies, pairs, &dirty, |pair| observable(cluster, settings, pair));
+        if let Some(pairs) = &pairs {
+            let wanted = pairs.keys().map(|key| key.port).chain(self.resolver.application_ports(cluster));
+            for port in wanted {
+                if self.watched.len() < settings.max_watched_ports {
+                    self.watched.insert(port);
+                }
+            }
+        }
+        let watched = &self.watched;
+        self.ledger.update(now, cluster, &self.policies, pairs, &dirty, |pair| observable(cluster, watched, pair));
         self.drain(now);
     }
 
     /// Attributes attempts, unless objects have changed that may say whose they are: then they wait for these to be judged.
     fn drain(&mut self, now: Time) {
         while let Some(attempt) = self.attempts.poll() {
-            self.queue.push_back(attempt);
+            self.queue.push_back(Waiting { attempt, until: None });
             if self.queue.len() > self.settings.max_attempts {
                 self.queue.pop_front();
                 self.queue_overflow += 1;
             }
         }
         while self.synced && self.dirty.is_empty() {
-            let Some(attempt) = self.queue.pop_front() else { break };
-            self.attribute(now, attempt);
+            let Some(waiting) = self.queue.pop_front() else { break };
+            self.attribute(now, waiting);
         }
     }
 
-    fn attribute(&mut self, now: Time, attempt: Attempt) {
+    fn attribute(&mut self, now: Time, waiting: Waiting) {
+        let Some(waiting) = self.hold(now, waiting) else { return };
+        let Waiting { attempt, until } = waiting;
         let world = World { cluster: &self.cluster, identity: &self.identity, ledger: &self.ledger };
         let established = attempt.outcome == Outcome::Established;
         let mut flow: Arc<str> = NO_FLOW.into();
@@ -307,7 +355,7 @@ impl Engine {
                     // The pair that it belongs to comes with the next judgement.
                     self.dirty.topology = true;
                     self.judge_at = self.judge_at.or(Some(now.plus(DEBOUNCE)));
-                    self.queue.push_front(attempt);
+                    self.queue.push_front(Waiting { attempt, until });
                     return;
                 }
             }
@@ -318,6 +366,16 @@ impl Engine {
                 let attempt = Arc::new(attempt.clone());
                 let denied = matches!(attempt.outcome, Outcome::Dropped | Outcome::Rejected);
                 let masked = established && self.is_masked(&attempt);
+                let grown = targets
+                    .iter()
+                    .filter(|t| t.key.destination == End::External)
+                    .any(|t| self.resolver.learn_address(&t.key, attempt.judged().destination, now));
+                if grown {
+                    self.dirty.topology = true;
+                    self.judge_at = self.judge_at.or(Some(now.plus(DEBOUNCE)));
+                    self.queue.push_front(Waiting { attempt: Arc::unwrap_or_clone(attempt), until });
+                    return;
+                }
                 // That one of several backends fails says nothing about the others.
                 for target in targets.into_iter().filter(|t| !t.ambiguous || established || denied) {
                     if masked && self.is_application(&target.key.flow) {
@@ -383,9 +441,9 @@ fn touches_node(cluster: &Cluster, nodes: &[String], pair: &Pair) -> bool {
 }
 
 /// Whether attempts of a pair can be seen and told apart here.
-fn observable(cluster: &Cluster, settings: &Settings, pair: &Pair) -> Result<(), String> {
+fn observable(cluster: &Cluster, watched: &BTreeSet<u16>, pair: &Pair) -> Result<(), String> {
     let port = pair.key.port;
-    if !settings.watched_ports.contains(&port) {
+    if !watched.contains(&port) {
         return Err(format!("port {port} is not watched"));
     }
     let on_host = |e: &Endpoint| match e {

@@ -20,10 +20,18 @@ pub struct Settings {
     pub grace: Duration,
     /// Nanoseconds to add to a [`Time`](crate::time::Time) for nanoseconds since the Unix epoch; 0 where unknown.
     pub wall_offset_ns: i64,
-    /// Ports that the probes watch. A pair on another port cannot be seen and is never called silent for it.
+    /// Ports that the probes watch from the start; those of pairs and of applications are added as they become known.
     pub watched_ports: Vec<u16>,
+    /// Ports watched at most. A pair on a port that is not watched cannot be seen and is never called silent for it.
+    pub max_watched_ports: usize,
     /// Nodes whose traffic this agent's kernel sees; empty means all of them (a test kernel plays every node).
     pub nodes: Vec<String>,
+    /// Texts of the user's catalogue files, which add flows or replace them by id. They have been read once by whoever set
+    /// them; one that cannot be read adds nothing.
+    pub flows: Vec<String>,
+    /// Not every pod and node is among the objects, and others are looked up by address: an address that none of them has is
+    /// unknown, never outside of the cluster, until the answer says so.
+    pub lookups: bool,
     /// Whose reading of the NetworkPolicy specification decides.
     pub profile: Profile,
     /// How long an end learnt from traffic is kept without being seen again.
@@ -47,7 +55,10 @@ impl Default for Settings {
             grace: Duration::from_secs(10),
             wall_offset_ns: 0,
             watched_ports: WATCHED_PORTS.to_vec(),
+            max_watched_ports: 1_024,
             nodes: Vec::new(),
+            flows: Vec::new(),
+            lookups: false,
             profile: Profile::default(),
             learnt_for: Duration::from_secs(3_600),
             max_pairs: 20_000,

@@ -26,6 +26,8 @@ pub struct Conditions {
     pub window: Duration,
     /// When events were last lost.
     pub lost_at: Option<Time>,
+    /// When events of drops, and nothing else, were last lost.
+    pub drops_lost_at: Option<Time>,
     /// All initial objects are in.
     pub synced: bool,
 }
@@ -163,12 +165,14 @@ impl Entry {
     pub fn judge(&self, c: &Conditions) -> (State, Option<(&Instance, &Seen)>) {
         let oldest = c.now.minus(c.window);
         let lost = c.lost_at.filter(|at| at.plus(c.window) > c.now);
+        let drops_lost = c.drops_lost_at.filter(|at| at.plus(c.window) > c.now);
         let seen_all = self.observable.is_ok() && self.unattributed.is_none_or(|at| at < oldest);
         let nothing = Facts {
             admission: self.judged.admission,
             evidence: Evidence::None,
             in_grace: false,
             lost: lost.is_some(),
+            drops_lost: drops_lost.is_some(),
             observable: seen_all,
         };
         if !c.synced {
@@ -179,7 +183,8 @@ impl Entry {
             let (evidence, seen, in_grace) = slot.evidence(oldest);
             let seen = seen?;
             let lost = lost.is_some_and(|at| seen.attempt.started <= at);
-            let facts = Facts { admission: slot.admission, evidence, in_grace, lost, observable: seen_all };
+            let drops_lost = drops_lost.is_some_and(|at| seen.attempt.started <= at);
+            let facts = Facts { admission: slot.admission, evidence, in_grace, lost, drops_lost, observable: seen_all };
             // What is put down to lag counts as nothing, not as an instance that is fine.
             (!in_grace).then(|| (verdict(&facts), Some((instance, seen))))
         });

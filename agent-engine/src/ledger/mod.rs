@@ -28,6 +28,9 @@ use crate::time::Time;
 use crate::verdict::State;
 use crate::words::{Name, Protocol, Workload};
 
+/// Stages that lose nothing but events of dropped packets: the rate limit on new kinds of drops, and runs of the probe on
+/// `kfree_skb` that the kernel skipped.
+pub const DROP_STAGES: [&str; 2] = ["drop-rate-limit", "drop-recursion"];
 /// Transitions kept for the snapshot.
 const RECENT: usize = 100;
 
@@ -82,6 +85,7 @@ pub struct Ledger {
     entries: BTreeMap<PairKey, Entry>,
     index: BTreeMap<(End, End, Protocol, u16), Vec<PairKey>>,
     lost_at: Option<Time>,
+    drops_lost_at: Option<Time>,
     synced: bool,
     overflow: u64,
     waiting: VecDeque<Transition>,
@@ -102,6 +106,7 @@ impl Ledger {
             entries: BTreeMap::new(),
             index: BTreeMap::new(),
             lost_at: None,
+            drops_lost_at: None,
             synced: false,
             overflow: 0,
             waiting: VecDeque::new(),
@@ -121,6 +126,12 @@ impl Ledger {
     pub fn pairs(&self, source: &End, destination: &End, protocol: Protocol, port: u16) -> Vec<PairKey> {
         let key = (source.clone(), destination.clone(), protocol, port);
         self.index.get(&key).cloned().unwrap_or_default()
+    }
+
+    /// Whether a pair is in this state.
+    #[must_use]
+    pub fn is_in(&self, key: &PairKey, state: State) -> bool {
+        self.entries.get(key).is_some_and(|e| e.state == state)
     }
 
     /// Pairs left out because there were too many.
@@ -150,11 +161,12 @@ impl Ledger {
         self.synced = true;
     }
 
-    /// Events were lost.
+    /// Events were lost. Where only drops can have been, what says that there was no attempt still holds.
     pub fn lost(&mut self, stage: &str, count: u64, now: Time) {
         if count > 0 {
             self.counters.lost(stage, count, now);
-            self.lost_at = Some(now);
+            let at = if DROP_STAGES.contains(&stage) { &mut self.drops_lost_at } else { &mut self.lost_at };
+            *at = Some(now);
         }
     }
 
@@ -259,7 +271,13 @@ impl Ledger {
     /// What all pairs are judged under.
     #[must_use]
     pub fn conditions(&self, now: Time) -> Conditions {
-        Conditions { now, window: self.spans.window, lost_at: self.lost_at, synced: self.synced }
+        Conditions {
+            now,
+            window: self.spans.window,
+            lost_at: self.lost_at,
+            drops_lost_at: self.drops_lost_at,
+            synced: self.synced,
+        }
     }
 
     fn push(&mut self, transition: Transition) {

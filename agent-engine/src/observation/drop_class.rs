@@ -128,6 +128,9 @@ const LOCATIONS: &[(&str, DropClass)] = &[
     ("ip_mc_finish_output", DropClass::Cgroup),
     ("ip_error", DropClass::Route),
     ("ip6_pkt_drop", DropClass::Route),
+    // IPv6 blackhole routes have these as their output and input (net/ipv6/route.c, net/core/dst.c, 6.18).
+    ("dst_discard", DropClass::Route),
+    ("dst_discard_out", DropClass::Route),
     ("ip_rcv_finish_core", DropClass::Route),
     ("ip_forward", DropClass::Route),
     ("ip6_forward", DropClass::Route),

@@ -156,6 +156,9 @@ pub struct PacketDrop {
     pub tcp_flags: u8,
     /// The packet travelled from the listener to the opener.
     pub reply: bool,
+    /// Its namespace tracks connections and it belongs to none: conntrack would not have it, or comes later.
+    #[serde(default)]
+    pub untracked: bool,
 }
 
 /// A connected UDP socket was released.
@@ -198,6 +201,19 @@ pub enum Observation {
 }
 
 impl Observation {
+    /// Addresses and ports as the event has them.
+    #[must_use]
+    pub fn tuple(&self) -> &Tuple {
+        match self {
+            Self::AttemptStart(o) => &o.tuple,
+            Self::Retransmit(o) => &o.tuple,
+            Self::AttemptEnd(o) => &o.tuple,
+            Self::Accepted(o) => &o.tuple,
+            Self::Drop(o) => &o.tuple,
+            Self::UdpEnd(o) => &o.tuple,
+        }
+    }
+
     /// Types an event. `None` for a transport protocol that is neither TCP nor UDP.
     #[must_use]
     pub fn from_event(event: &Event, symbols: &dyn Symbols) -> Option<Self> {
@@ -252,6 +268,7 @@ impl Observation {
                 interface: e.interface,
                 tcp_flags: e.tcp_flags,
                 reply: e.flags & drop_flags::REPLY != 0,
+                untracked: e.flags & drop_flags::UNTRACKED != 0,
             }),
             Event::UdpEnd(e) => Self::UdpEnd(UdpEnd {
                 at,
@@ -284,6 +301,12 @@ impl PacketDrop {
     /// Which part of the kernel dropped it.
     #[must_use]
     pub fn class(&self) -> DropClass {
+        // Policies' rules come after conntrack, which gives each packet that it takes a connection. One without was turned
+        // away by conntrack itself (table full: `nf_conntrack_in` returns NF_DROP) or for being INVALID. `nft_do_chain`
+        // drops in its own name, so there it is known to be a rule.
+        if self.untracked && self.location.as_deref() == Some("nf_hook_slow") {
+            return DropClass::Resource;
+        }
         DropClass::of(self.reason.as_deref(), self.location.as_deref())
     }
 }
@@ -369,6 +392,19 @@ mod tests {
             flags,
             padding: [0; 2],
         })
+    }
+
+    #[test]
+    fn what_conntrack_turns_away_is_no_policy() {
+        let at = |location: &str, flags: u8| {
+            let seen = Observation::from_event(&packet(12, drop_flags::REASON | flags, 6), &Names);
+            let Some(Observation::Drop(drop)) = seen else { panic!("{seen:?}") };
+            PacketDrop { location: Some(location.to_owned()), ..drop }.class()
+        };
+        assert_eq!(at("nf_hook_slow", drop_flags::UNTRACKED), DropClass::Resource);
+        assert_eq!(at("nf_hook_slow", 0), DropClass::Netfilter);
+        assert_eq!(at("nft_do_chain", drop_flags::UNTRACKED), DropClass::Netfilter, "a rule, whatever conntrack says");
+        assert_eq!(at("nf_hook_slow", drop_flags::ORIGINAL), DropClass::Netfilter);
     }
 
     #[test]

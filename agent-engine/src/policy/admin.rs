@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::decide::{Peers, Query, rule_hit, rule_ref};
 use super::decision::{Invalid, Tier, Undecided};
-use super::index::Group;
+use super::group::Group;
 use super::lower::{Action, Lowered, Peer, Port, Rule, Subject, block, range};
 use super::peer::Far;
 use super::selector::{Selector, Symbols};

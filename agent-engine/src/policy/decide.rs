@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use super::admin::{self, Say};
 use super::decision::{Admission, Decision, Endpoint, Flow, RuleRef, Side, Tier, Undecided};
-use super::index::{Facts, Group, Index};
+use super::group::{Facts, Group};
+use super::index::Index;
 use super::lower::{Lowered, Port, Rule};
 use super::miss;
 use super::peer::{Far, FarKind, Hit, Slots};
 use super::profile::Profile;
 use super::program::Program;
-use super::reasons::{Reasons, Scene};
+use super::reasons::{Addresses, Reasons, Scene};
 use crate::cluster::{Cluster, Pod};
 use crate::words::{Direction, Name, Protocol};
 
@@ -79,11 +80,46 @@ impl Query<'_> {
     }
 }
 
+/// A flow with everything about it looked up.
+struct Looked<'a> {
+    source: End<'a>,
+    destination: End<'a>,
+    query: Query<'a>,
+    /// The address families that both ends have.
+    families: u8,
+}
+
 impl<'a> Judge<'a> {
     pub fn decide<const REASONS: bool>(&self, flow: &'a Flow) -> Decision {
+        match self.look_up::<REASONS>(flow) {
+            None => Decision { egress: Side::NotApplicable, ingress: Side::NotApplicable },
+            Some(looked) => {
+                Decision { egress: self.egress::<REASONS>(&looked), ingress: self.ingress::<REASONS>(&looked) }
+            }
+        }
+    }
+
+    /// The answer alone, of one side or of both; allocates nothing.
+    pub fn admission(&self, flow: &'a Flow, side: Option<Direction>) -> Admission {
+        let Some(looked) = self.look_up::<false>(flow) else { return Admission::Admitted };
+        let egress = || self.egress::<false>(&looked).admission();
+        let ingress = || self.ingress::<false>(&looked).admission();
+        match side {
+            Some(Direction::Egress) => egress(),
+            Some(Direction::Ingress) => ingress(),
+            // What one side denies the other cannot open.
+            None => match egress() {
+                Admission::NotAdmitted => Admission::NotAdmitted,
+                egress => egress.and(ingress()),
+            },
+        }
+    }
+
+    /// Nothing for a flow that never leaves its network namespace: it passes no policy.
+    fn look_up<const REASONS: bool>(&self, flow: &'a Flow) -> Option<Looked<'a>> {
         let (source, destination) = (self.end(&flow.source), self.end(&flow.destination));
         if self.never_leaves(&source, &destination) {
-            return Decision { egress: Side::NotApplicable, ingress: Side::NotApplicable };
+            return None;
         }
         let families = families(&source) & families(&destination);
         let pod = match destination {
@@ -94,20 +130,7 @@ impl<'a> Judge<'a> {
         let dialled = flow.dialled.filter(|_| REASONS);
         let dialled = dialled.and_then(|(address, port)| Some((port, &self.cluster.service_by_address(address)?.name)));
         let query = Query { protocol: flow.protocol, port: flow.port, dialled, pod };
-        Decision {
-            egress: self.egress::<REASONS>(&source, &destination, &query, families),
-            ingress: self.ingress::<REASONS>(&source, &destination, &query, families),
-        }
-    }
-
-    /// The answer alone, of one side or of both; allocates nothing.
-    pub fn admission(&self, flow: &'a Flow, side: Option<Direction>) -> Admission {
-        let decision = self.decide::<false>(flow);
-        match side {
-            None => decision.admission(),
-            Some(Direction::Egress) => decision.egress.admission(),
-            Some(Direction::Ingress) => decision.ingress.admission(),
-        }
+        Some(Looked { source, destination, query, families })
     }
 
     fn end(&self, endpoint: &'a Endpoint) -> End<'a> {
@@ -137,7 +160,7 @@ impl<'a> Judge<'a> {
 
     fn pod_end(&self, facts: &'a Facts, address: Option<&'a IpAddr>) -> End<'a> {
         if !facts.host_network {
-            return End::Pod(facts, Slots::known(address.map_or(&facts.addresses, std::slice::from_ref)));
+            return End::Pod(facts, Slots::known(address.map_or(facts.addresses(), std::slice::from_ref)));
         }
         let pod = &facts.pod;
         let node = pod.node.as_ref().and_then(|n| self.cluster.node(n));
@@ -157,19 +180,14 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn egress<const REASONS: bool>(
-        &self,
-        source: &End<'a>,
-        destination: &End<'a>,
-        query: &Query<'a>,
-        families: u8,
-    ) -> Side {
+    fn egress<const REASONS: bool>(&self, looked: &Looked<'a>) -> Side {
+        let Looked { source, destination, query, families } = looked;
         let facts = match source {
             End::Pod(facts, _) => facts,
             End::Unknown(pod) => return Side::Undecidable { why: Undecided::UnknownPod { pod: (*pod).clone() } },
             End::Host { .. } | End::Address(_) | End::External => return Side::NotApplicable,
         };
-        let far = self.far(destination, facts, families);
+        let far = self.far(destination, facts, *families);
         let side = self.side::<REASONS>(facts, Direction::Egress, &far, query);
         let node = match destination {
             End::Host { node, .. } => node,
@@ -191,13 +209,8 @@ impl<'a> Judge<'a> {
         Side::Undecidable { why }
     }
 
-    fn ingress<const REASONS: bool>(
-        &self,
-        source: &End<'a>,
-        destination: &End<'a>,
-        query: &Query<'a>,
-        families: u8,
-    ) -> Side {
+    fn ingress<const REASONS: bool>(&self, looked: &Looked<'a>) -> Side {
+        let Looked { source, destination, query, families } = looked;
         let facts = match destination {
             End::Pod(facts, _) => facts,
             End::Unknown(pod) => return Side::Undecidable { why: Undecided::UnknownPod { pod: (*pod).clone() } },
@@ -219,7 +232,7 @@ impl<'a> Judge<'a> {
             End::Unknown(name) => unless_admitted = Some(Undecided::UnknownPod { pod: (*name).clone() }),
             End::Pod(..) | End::Address(_) | End::External => {}
         }
-        let far = self.far(source, facts, families);
+        let far = self.far(source, facts, *families);
         let side = self.side::<REASONS>(facts, Direction::Ingress, &far, query);
         match unless_admitted {
             Some(why) if side.admission() != Admission::Admitted => Side::Undecidable { why },
@@ -236,7 +249,7 @@ impl<'a> Judge<'a> {
         match end {
             End::Pod(facts, slots) => {
                 let group = self.index.group(facts.group);
-                Far { kind: FarKind::Pod { facts, group }, slots: known(*slots) }
+                Far { kind: FarKind::Pod { pod: Some(&facts.pod), group }, slots: known(*slots) }
             }
             End::Host { node, pod, slots } => {
                 Far { kind: FarKind::Host { node: *node, pod: *pod }, slots: known(*slots) }
@@ -245,7 +258,7 @@ impl<'a> Judge<'a> {
                 Far { kind: FarKind::Address, slots: Slots::known(std::slice::from_ref(*address)) }
             }
             End::External => {
-                let families = if near.addresses.is_empty() { self.family_bits(3) } else { near.families };
+                let families = if near.addresses().is_empty() { self.family_bits(3) } else { near.families };
                 Far { kind: FarKind::External, slots: Slots::Outside { families } }
             }
             End::Unknown(pod) => {
@@ -296,20 +309,24 @@ impl<'a> Judge<'a> {
 
     /// Between pods the reasons are found when they are read; other ends are compared with the cluster as it stands now.
     fn reasons(&self, program: &Arc<Program>, far: &Far<'a>, query: &Query<'a>) -> Reasons {
-        let (FarKind::Pod { facts, group }, Slots::Known { addresses, mask }) = (far.kind, far.slots) else {
+        let (FarKind::Pod { pod: Some(far_pod), group }, Slots::Known { addresses, mask }, Some((pod, own))) =
+            (far.kind, far.slots, query.pod)
+        else {
             return Reasons::found(miss::rank(&self.peers(), program, far, query));
         };
-        let addresses =
-            if std::ptr::eq(addresses, &*facts.addresses) { facts.addresses.clone() } else { addresses.into() };
+        // Every count that goes up here is memory to wait for.
         Reasons::later(Scene {
             program: program.clone(),
             profile: self.profile,
-            far: (facts.clone(), group.clone()),
-            addresses: (addresses, mask),
+            far: group.clone(),
+            addresses: match addresses {
+                [one] => Addresses::One(*one),
+                _ => Addresses::Of(far_pod.clone(), mask),
+            },
             protocol: query.protocol,
             port: query.port,
             dialled: query.dialled.map(|(port, service)| (port, service.clone())),
-            pod: query.pod.map(|(pod, group)| (pod.clone(), group.clone())),
+            destination: (pod.clone(), own.clone()),
         })
     }
 

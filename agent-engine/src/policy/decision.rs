@@ -407,6 +407,18 @@ pub enum Admission {
     Undecidable,
 }
 
+impl Admission {
+    /// What two sides come to: not admitted by one is not admitted.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::NotAdmitted, _) | (_, Self::NotAdmitted) => Self::NotAdmitted,
+            (Self::Undecidable, _) | (_, Self::Undecidable) => Self::Undecidable,
+            (Self::Admitted, Self::Admitted) => Self::Admitted,
+        }
+    }
+}
+
 impl Side {
     /// What this side means on its own.
     #[must_use]
@@ -434,11 +446,7 @@ impl Decision {
     /// Both sides together: not admitted by one is not admitted.
     #[must_use]
     pub fn admission(&self) -> Admission {
-        match (self.egress.admission(), self.ingress.admission()) {
-            (Admission::NotAdmitted, _) | (_, Admission::NotAdmitted) => Admission::NotAdmitted,
-            (Admission::Undecidable, _) | (_, Admission::Undecidable) => Admission::Undecidable,
-            (Admission::Admitted, Admission::Admitted) => Admission::Admitted,
-        }
+        self.egress.admission().and(self.ingress.admission())
     }
 
     /// The sides that do not admit.

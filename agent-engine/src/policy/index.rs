@@ -11,17 +11,15 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 
 use super::admin;
-use super::decide::family;
 use super::decision::Tier;
+use super::group::{Admin, Facts, Group, GroupId, ServiceEntry, Slab, Space, SpaceId, len};
 use super::lower::Lowered;
 use super::program::Program;
-use super::selector::{LabelSet, Selector, Set, Symbols};
-use crate::cluster::{Change, Cluster, Key, Kind, Labels, Pod, Service};
+use super::selector::{Selector, Set, Symbols};
+use crate::cluster::{Change, Cluster, Key, Kind, Labels, Pod};
 use crate::words::{Direction, Name};
 
 type Map<K, V> = HashMap<K, V, FixedState>;
-pub(super) type GroupId = u32;
-pub(super) type SpaceId = u32;
 
 /// Everything that a decision looks up.
 #[derive(Clone, Debug, Default)]
@@ -41,19 +39,6 @@ pub(super) struct Index {
     families: [usize; 2],
 }
 
-/// A pod, as policies see it.
-#[derive(Clone, Debug)]
-pub(super) struct Facts {
-    pub pod: Arc<Pod>,
-    pub group: GroupId,
-    /// What decisions ask first, so that most of them need not look at the pod.
-    pub host_network: bool,
-    pub template: bool,
-    pub addresses: Arc<[IpAddr]>,
-    /// 1 for IPv4, 2 for IPv6, 3 for both or not known.
-    pub families: u8,
-}
-
 /// A selector of namespaces in use.
 #[derive(Clone, Debug, Default)]
 struct Count {
@@ -61,81 +46,6 @@ struct Count {
     matching: u32,
     /// How many policies of a namespace use it; cluster-wide policies are of none.
     uses: BTreeMap<Option<SpaceId>, u32>,
-}
-
-/// Pods of one namespace with one label set.
-#[derive(Clone, Debug)]
-pub(super) struct Group {
-    pub space: SpaceId,
-    pub namespace: Arc<str>,
-    pub labels: Labels,
-    pub namespace_labels: Labels,
-    /// Labels of the namespace, then of the pods, side by side.
-    set: LabelSet,
-    /// Where those of the pods begin.
-    split: usize,
-    /// NetworkPolicies that select these pods, per direction; none where there are none.
-    selecting: [Option<Arc<Program>>; 2],
-    /// Cluster-wide policies that select these pods, in the order in which they are asked, per direction.
-    admin: [Arc<[Arc<Lowered>]>; 2],
-    pub services: Box<[Arc<ServiceEntry>]>,
-    uses: u32,
-}
-
-/// A Service with a selector: what its ports are on the pods.
-#[derive(Clone, Debug)]
-pub(super) struct ServiceEntry {
-    pub service: Service,
-    selector: LabelSet,
-}
-
-/// A namespace, known or only referred to.
-#[derive(Clone, Debug)]
-pub(super) struct Space {
-    pub name: Arc<str>,
-    pub set: LabelSet,
-    labels: Labels,
-    known: bool,
-    policies: BTreeMap<Arc<str>, Arc<Lowered>>,
-    services: BTreeMap<Arc<str>, Arc<ServiceEntry>>,
-    groups: BTreeSet<GroupId>,
-    /// Programs of its groups; those that no group uses any longer go with the next change of a policy.
-    programs: Vec<Arc<Program>>,
-}
-
-impl Group {
-    /// The NetworkPolicies that select it; none: not isolated.
-    pub fn selecting(&self, direction: Direction) -> Option<&Arc<Program>> {
-        self.selecting[direction as usize].as_ref()
-    }
-
-    /// Labels of its namespace.
-    pub fn namespace_set(&self) -> &Set {
-        &self.set[..self.split]
-    }
-
-    /// Labels of its pods.
-    pub fn pod_set(&self) -> &Set {
-        &self.set[self.split..]
-    }
-
-    pub fn admin(&self, direction: Direction) -> &[Arc<Lowered>] {
-        &self.admin[direction as usize]
-    }
-}
-
-impl Facts {
-    fn new(pod: Arc<Pod>, group: GroupId) -> Self {
-        let families = pod.addresses.iter().map(family).fold(0, |a, b| a | b);
-        Self {
-            host_network: pod.host_network,
-            template: pod.template,
-            addresses: pod.addresses.clone(),
-            families: if families == 0 { 3 } else { families },
-            group,
-            pod,
-        }
-    }
 }
 
 impl Index {
@@ -182,7 +92,13 @@ impl Index {
     fn sync(&mut self, cluster: &Cluster, key: &Key) {
         let name = &key.name;
         match key.kind {
-            Kind::Namespace => self.sync_namespace(cluster, &name.name),
+            Kind::Namespace => {
+                self.sync_namespace(cluster, &name.name);
+                // Its labels say whether templates are injected, and with that what labels those have.
+                for template in cluster.templates_in(&name.name) {
+                    self.sync_pod(cluster, &template.name);
+                }
+            }
             Kind::Pod => self.sync_pod(cluster, name),
             Kind::Deployment | Kind::StatefulSet | Kind::DaemonSet | Kind::ReplicaSet | Kind::Job | Kind::CronJob => {
                 self.sync_pod(cluster, &Name::new(name.namespace.clone(), Pod::template_name(key.kind, &name.name)));
@@ -240,9 +156,9 @@ impl Index {
             labels: labels.clone(),
             namespace_labels: of_space.labels.clone(),
             set: of_space.set.iter().chain(&own).copied().collect(),
-            split: of_space.set.len(),
+            split: len(&of_space.set),
             selecting: Default::default(),
-            admin: [Arc::from([]), Arc::from([])],
+            admin: None,
             services: Box::default(),
             uses: 1,
         };
@@ -356,7 +272,7 @@ impl Index {
         let group = self.groups.get(id);
         let space = self.spaces.get(group.space);
         let set = space.set.iter().chain(group.pod_set()).copied().collect();
-        let (split, namespace_labels) = (space.set.len(), space.labels.clone());
+        let (split, namespace_labels) = (len(&space.set), space.labels.clone());
         let group = self.group_mut(id);
         (group.set, group.split, group.namespace_labels) = (set, split, namespace_labels);
     }
@@ -494,10 +410,11 @@ impl Index {
         let selects = |p: &Lowered| {
             p.subject.namespaces.as_ref().is_some_and(|s| s.matches(space)) && p.subject.pods.matches(group.pod_set())
         };
-        let admin = [Direction::Egress, Direction::Ingress].map(|direction| {
+        let admin: Admin = [Direction::Egress, Direction::Ingress].map(|direction| {
             self.cluster_wide.values().filter(|p| p.affects(direction) && selects(p)).cloned().collect()
         });
-        self.group_mut(id).admin = admin;
+        let any = admin.iter().any(|policies| !policies.is_empty());
+        self.group_mut(id).admin = any.then(|| Box::new(admin));
     }
 
     fn select_services(&mut self, id: GroupId) {
@@ -513,45 +430,4 @@ impl Index {
 fn namespace_labels(cluster: &Cluster, name: &Arc<str>) -> Labels {
     let by_reference = || [(Arc::from("kubernetes.io/metadata.name"), name.clone())].into_iter().collect();
     cluster.namespace(name).map_or_else(by_reference, |n| n.labels.clone())
-}
-
-/// Values under small numbers that are used again.
-#[derive(Clone, Debug)]
-struct Slab<T> {
-    entries: Vec<Option<T>>,
-    free: Vec<u32>,
-}
-
-impl<T> Default for Slab<T> {
-    fn default() -> Self {
-        Self { entries: Vec::new(), free: Vec::new() }
-    }
-}
-
-impl<T> Slab<T> {
-    fn insert(&mut self, value: T) -> u32 {
-        if let Some(id) = self.free.pop() {
-            self.entries[id as usize] = Some(value);
-            return id;
-        }
-        self.entries.push(Some(value));
-        u32::try_from(self.entries.len() - 1).expect("fewer than 2^32 entries fit in memory")
-    }
-
-    fn remove(&mut self, id: u32) -> T {
-        self.free.push(id);
-        self.entries[id as usize].take().expect("ids are removed once")
-    }
-
-    fn get(&self, id: u32) -> &T {
-        self.entries[id as usize].as_ref().expect("ids are of live entries")
-    }
-
-    fn get_mut(&mut self, id: u32) -> &mut T {
-        self.entries[id as usize].as_mut().expect("ids are of live entries")
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &T> {
-        self.entries.iter().flatten()
-    }
 }

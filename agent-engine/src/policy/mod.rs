@@ -10,6 +10,7 @@ mod decision;
 pub mod diff;
 mod explain;
 pub mod fix;
+mod group;
 mod index;
 pub mod lint;
 mod lower;
@@ -84,7 +85,7 @@ impl Policies {
     /// Judges a flow without reasons: the same answer as [`decide`](Self::decide), and nothing is allocated.
     #[must_use]
     pub fn admits(&self, cluster: &Cluster, flow: &Flow) -> Admission {
-        self.judge(cluster).decide::<false>(flow).admission()
+        self.judge(cluster).admission(flow, None)
     }
 
     fn judge<'a>(&'a self, cluster: &'a Cluster) -> Judge<'a> {

@@ -10,10 +10,10 @@ use ipnet::IpNet;
 
 use super::decide::{Peers, family};
 use super::decision::{NotAPod, RuleRef, Undecided};
-use super::index::{Facts, Group};
+use super::group::Group;
 use super::lower::Peer;
 use super::selector::Selector;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Pod};
 use crate::words::Name;
 
 /// The other end, as seen from the pod that is judged.
@@ -26,7 +26,8 @@ pub(super) struct Far<'a> {
 #[derive(Clone, Copy)]
 pub(super) enum FarKind<'a> {
     Pod {
-        facts: &'a Facts,
+        /// Not needed for comparing peers: reasons that are read later go without.
+        pod: Option<&'a Arc<Pod>>,
         group: &'a Arc<Group>,
     },
     Host {
@@ -226,7 +227,7 @@ impl<'a> Far<'a> {
     /// Why a rule that may match cannot be decided.
     pub fn unsure(&self, rule: RuleRef) -> Undecided {
         match &self.kind {
-            FarKind::Pod { facts, .. } => Undecided::NoAddress { rule, pod: facts.pod.name.clone() },
+            FarKind::Pod { pod, group } => Undecided::NoAddress { rule, pod: name_of(*pod, group) },
             FarKind::Host { pod: Some(name), .. } => Undecided::NoAddress { rule, pod: (*name).clone() },
             FarKind::Host { node, pod: None } => {
                 Undecided::NoAddress { rule, pod: Name::new("", node.cloned().unwrap_or_default()) }
@@ -240,13 +241,17 @@ impl<'a> Far<'a> {
     /// What it is, for a selector that cannot match it.
     pub fn not_a_pod(&self) -> NotAPod {
         match (&self.kind, self.slots.addresses().next()) {
-            (FarKind::Pod { facts, .. }, _) => NotAPod::HostNetworkPod(facts.pod.name.clone()),
+            (FarKind::Pod { pod, group }, _) => NotAPod::HostNetworkPod(name_of(*pod, group)),
             (FarKind::Host { pod: Some(name), .. }, _) => NotAPod::HostNetworkPod((*name).clone()),
             (FarKind::Host { node: Some(node), .. }, _) => NotAPod::Node((*node).clone()),
             (FarKind::Address | FarKind::Host { .. }, Some(address)) => NotAPod::Address(address),
             (FarKind::Address | FarKind::Host { .. } | FarKind::External | FarKind::Unknown(_), _) => NotAPod::External,
         }
     }
+}
+
+fn name_of(pod: Option<&Arc<Pod>>, group: &Group) -> Name {
+    pod.map_or_else(|| Name::new(group.namespace.clone(), ""), |pod| pod.name.clone())
 }
 
 fn everyone(namespaces: &Option<Selector>, pods: &Option<Selector>) -> bool {
@@ -274,5 +279,7 @@ fn inside_cluster(cluster: &Cluster, block: &IpNet) -> bool {
             || cluster.node_by_address(a).is_some()
             || cluster.service_by_address(a).is_some()
     };
-    single && ours(block.addr()) || cluster.nodes().flat_map(|n| &n.pod_cidrs).any(|range| range.contains(block))
+    let ranges: Vec<IpNet> = cluster.nodes().flat_map(|n| n.pod_cidrs.iter().copied()).collect();
+    // Neighbouring nodes' ranges make up larger ones.
+    single && ours(block.addr()) || IpNet::aggregate(&ranges).iter().any(|range| range.contains(block))
 }

@@ -1,106 +1,64 @@
-//! The NetworkPolicies that select a group, flattened: what a decision walks lies in a few arrays side by side.
+//! The NetworkPolicies that select a group, flattened into words: what a decision walks lies in one array, in walking order.
 //!
 //! A decision that chases every policy, rule, peer and selector through its own allocation spends its time waiting for
 //! memory. Groups with the same policies share one program; it is never changed, only replaced.
+//!
+//! ```text
+//! rule:  length, number of ports or ANY, number of peers or ANY, ports…, peers…
+//! port:  protocol | name << 8, first | last << 16        (name 0: by number)
+//! peer:  kind | length << 8, operand, tests…             (operand: block, or tests of the namespace | tests of the pod << 16)
+//! test:  operator | values << 8, key, values…
+//! ```
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::decide::{Peers, Query};
-use super::index::SpaceId;
+use super::group::SpaceId;
 use super::lower::{Lowered, Peer, Port};
 use super::peer::{Far, FarKind, Hit};
 use super::selector::{Selector, Symbol, Test};
 use crate::words::{Direction, Name, Protocol};
 
-/// Policies of one namespace and direction, ready to be walked.
+/// Policies of one namespace and direction, ready to be walked. What every walk reads comes first.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Program {
-    /// The policies, by name.
-    pub policies: Box<[Arc<Lowered>]>,
+    code: Box<[u32]>,
+    own: SpaceId,
+    pub direction: Direction,
+    port_names: Box<[Arc<str>]>,
+    blocks: Box<[(IpNet, Box<[IpNet]>)]>,
     /// Their names.
     pub names: Arc<[Name]>,
-    pub direction: Direction,
-    own: SpaceId,
-    rules: Box<[FlatRule]>,
-    ports: Box<[FlatPort]>,
-    port_names: Box<[Arc<str>]>,
-    peers: Box<[FlatPeer]>,
-    tests: Box<[FlatTest]>,
-    values: Box<[Symbol]>,
-    blocks: Box<[(IpNet, Box<[IpNet]>)]>,
-    /// Per peer: no namespace of the cluster matches its selector.
-    dead: Box<[bool]>,
+    /// The policies, by name.
+    pub policies: Box<[Arc<Lowered>]>,
+    /// Policy and rule of each rule walked.
+    places: Box<[(u32, u32)]>,
+    /// Policy, rule and peer whose selector no namespace of the cluster matches, in that order.
+    dead: Box<[(u32, u32, u32)]>,
 }
 
-/// Indices of the array that follows in the walk.
-#[derive(Clone, Copy, Debug, Default)]
-struct Span {
-    first: u32,
-    end: u32,
-}
+const ANY: u32 = u32::MAX;
 
-#[derive(Clone, Copy, Debug)]
-struct FlatRule {
-    /// `None`: every port.
-    ports: Option<Span>,
-    /// `None`: everyone.
-    peers: Option<Span>,
-    policy: u32,
-    rule: u32,
-}
+// Kinds of peers.
+const NEVER: u32 = 0;
+const BLOCK: u32 = 1;
+const OWN: u32 = 2;
+const MATCHING: u32 = 3;
 
-#[derive(Clone, Copy, Debug)]
-struct FlatPort {
-    protocol: Protocol,
-    first: u16,
-    last: u16,
-    /// Into the names, for a named port.
-    name: Option<u16>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum FlatPeer {
-    Pods { namespaces: Namespaces, pods: Span },
-    Block(u32),
-    Never,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Namespaces {
-    Own,
-    Matching(Span),
-}
-
-#[derive(Clone, Copy, Debug)]
-struct FlatTest {
-    key: Symbol,
-    test: FlatOperator,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum FlatOperator {
-    Is(Symbol),
-    In(Span),
-    NotIn(Span),
-    Exists,
-    Absent,
-    Never,
-}
+// Operators of tests.
+const IN: u32 = 0;
+const NOT_IN: u32 = 1;
+const EXISTS: u32 = 2;
+const ABSENT: u32 = 3;
 
 /// What a walk found.
 pub(super) struct Walked {
     pub hit: Hit,
     /// Policy and rule of the first rule that may match.
     pub unsure: Option<(usize, usize)>,
-}
-
-impl Span {
-    fn range(self) -> Range<usize> {
-        self.first as usize..self.end as usize
-    }
 }
 
 fn small(n: usize) -> u32 {
@@ -117,9 +75,20 @@ impl Program {
         let mut flat = Flat::default();
         for (p, policy) in policies.iter().enumerate() {
             for (r, rule) in policy.rules(direction).iter().enumerate() {
-                let ports = rule.ports.as_ref().map(|ports| flat.ports(ports));
-                let peers = rule.peers.as_ref().map(|peers| flat.peers(peers, &matches_no_namespace));
-                flat.rules.push(FlatRule { ports, peers, policy: small(p), rule: small(r) });
+                let start = flat.code.len();
+                let (ports, peers) = (rule.ports.as_deref(), rule.peers.as_deref());
+                flat.code.extend([0, 0, peers.map_or(ANY, |peers| small(peers.len()))]);
+                flat.code[start + 1] = ports.map_or(ANY, |ports| flat.ports(ports));
+                for (at, peer) in peers.into_iter().flatten().enumerate() {
+                    if let Peer::Pods { namespaces: Some(namespaces), .. } = peer
+                        && matches_no_namespace(namespaces)
+                    {
+                        flat.dead.push((small(p), small(r), small(at)));
+                    }
+                    flat.peer(peer);
+                }
+                flat.code[start] = small(flat.code.len() - start);
+                flat.places.push((small(p), small(r)));
             }
         }
         Self {
@@ -127,13 +96,10 @@ impl Program {
             policies,
             direction,
             own,
-            rules: flat.rules.into(),
-            ports: flat.ports.into(),
+            code: flat.code.into(),
             port_names: flat.port_names.into(),
-            peers: flat.peers.into(),
-            tests: flat.tests.into(),
-            values: flat.values.into(),
             blocks: flat.blocks.into(),
+            places: flat.places.into(),
             dead: flat.dead.into(),
         }
     }
@@ -145,8 +111,7 @@ impl Program {
 
     /// Whether no namespace matches the selector of a peer, as things stood when the program was made.
     pub fn is_dead(&self, policy: usize, rule: usize, peer: usize) -> bool {
-        let found = self.rules.iter().find(|r| r.policy as usize == policy && r.rule as usize == rule);
-        found.and_then(|r| r.peers).is_some_and(|span| self.dead[span.range()][peer])
+        self.dead.binary_search(&(small(policy), small(rule), small(peer))).is_ok()
     }
 
     /// Walks the rules. `admitting` is told every rule that admits at least one address; without it the walk ends as soon as
@@ -160,21 +125,29 @@ impl Program {
     ) -> Walked {
         let all = far.slots.all();
         let mut walked = Walked { hit: Hit::NONE, unsure: None };
-        for rule in &self.rules {
-            if !rule.ports.is_none_or(|ports| self.ports[ports.range()].iter().any(|p| self.matches(*p, query))) {
+        let mut rest = &self.code[..];
+        let mut number = 0;
+        while let [length, ports, peers, body @ ..] = rest {
+            let at = number;
+            number += 1;
+            rest = &rest[*length as usize..];
+            let (matches, body) = self.ports(*ports, body, query);
+            if !matches {
                 continue;
             }
-            let hit = match rule.peers {
-                None => Hit { yes: all, maybe: 0 },
-                Some(peers) => self.hit(&self.peers[peers.range()], asked, far),
-            };
+            let hit = if *peers == ANY { Hit { yes: all, maybe: 0 } } else { self.peers(*peers, body, asked, far) };
+            if !hit.any() {
+                continue;
+            }
+            let (policy, rule) = self.places[at];
+            let place = (policy as usize, rule as usize);
             if hit.yes != 0
                 && let Some(admitting) = &mut admitting
             {
-                admitting(rule.policy as usize, rule.rule as usize);
+                admitting(place.0, place.1);
             }
             if hit.maybe != 0 && walked.unsure.is_none() {
-                walked.unsure = Some((rule.policy as usize, rule.rule as usize));
+                walked.unsure = Some(place);
             }
             walked.hit = walked.hit.or(hit);
             if walked.hit.yes == all && admitting.is_none() {
@@ -184,43 +157,52 @@ impl Program {
         walked
     }
 
-    fn matches(&self, port: FlatPort, query: &Query<'_>) -> bool {
-        if port.protocol != query.protocol {
-            return false;
+    /// Whether one of the ports is the flow's, and the words behind them.
+    fn ports<'a>(&self, count: u32, body: &'a [u32], query: &Query<'_>) -> (bool, &'a [u32]) {
+        if count == ANY {
+            return (true, body);
         }
-        match port.name {
-            None => (port.first..=port.last).contains(&query.port),
-            Some(name) => query.is_called(&self.port_names[name as usize]),
-        }
+        let (ports, rest) = body.split_at(2 * count as usize);
+        let wanted = query.protocol as u32;
+        let matches = |word: u32, range: u32| {
+            word & 0xff == wanted
+                && match word >> 8 {
+                    0 => (range & 0xffff..=range >> 16).contains(&u32::from(query.port)),
+                    name => query.is_called(&self.port_names[name as usize - 1]),
+                }
+        };
+        (ports.chunks_exact(2).any(|port| matches(port[0], port[1])), rest)
     }
 
-    fn hit(&self, peers: &[FlatPeer], asked: &Peers<'_>, far: &Far<'_>) -> Hit {
+    fn peers(&self, count: u32, body: &[u32], asked: &Peers<'_>, far: &Far<'_>) -> Hit {
         let all = far.slots.all();
         let mut total = Hit::NONE;
-        for peer in peers {
-            let hit = match (peer, &far.kind) {
-                (FlatPeer::Never, _) => Hit::NONE,
+        let mut rest = body;
+        for _ in 0..count {
+            let [head, operand, tests @ ..] = rest else { break };
+            rest = &rest[(head >> 8) as usize..];
+            let hit = match (head & 0xff, &far.kind) {
+                (NEVER, _) => Hit::NONE,
                 (_, FarKind::Unknown(_)) => Hit { yes: 0, maybe: all },
-                (FlatPeer::Pods { namespaces, pods }, FarKind::Pod { group, .. }) => {
-                    let in_namespace = match namespaces {
-                        Namespaces::Own => group.space == self.own,
-                        Namespaces::Matching(tests) => self.holds(*tests, group.namespace_set()),
-                    };
-                    if in_namespace && self.holds(*pods, group.pod_set()) {
-                        Hit { yes: all, maybe: 0 }
-                    } else {
-                        Hit::NONE
-                    }
-                }
-                (FlatPeer::Pods { namespaces: Namespaces::Matching(n), pods: p }, FarKind::Host { .. }) => {
-                    let everyone = n.first == n.end && p.first == p.end && asked.profile.host_matches_everyone();
-                    Hit { yes: if everyone { all } else { 0 }, maybe: 0 }
-                }
-                (FlatPeer::Pods { .. }, _) => Hit::NONE,
-                (FlatPeer::Block(block), _) => {
-                    let (block, except) = &self.blocks[*block as usize];
+                (BLOCK, _) => {
+                    let (block, except) = &self.blocks[*operand as usize];
                     far.block_hit(asked, block, except)
                 }
+                (kind, FarKind::Pod { group, .. }) => {
+                    let in_namespace = if kind == OWN {
+                        (group.space == self.own).then_some(tests)
+                    } else {
+                        holds(operand & 0xffff, tests, group.namespace_set())
+                    };
+                    match in_namespace.and_then(|tests| holds(operand >> 16, tests, group.pod_set())) {
+                        Some(_) => Hit { yes: all, maybe: 0 },
+                        None => Hit::NONE,
+                    }
+                }
+                (MATCHING, FarKind::Host { .. }) if *operand == 0 && asked.profile.host_matches_everyone() => {
+                    Hit { yes: all, maybe: 0 }
+                }
+                _ => Hit::NONE,
             };
             total = total.or(hit);
             if total.yes == all {
@@ -229,104 +211,111 @@ impl Program {
         }
         total
     }
+}
 
-    fn holds(&self, tests: Span, labels: &[(Symbol, Symbol)]) -> bool {
-        self.tests[tests.range()].iter().all(|t| {
-            let found = labels.iter().find(|(key, _)| *key == t.key).map(|(_, value)| *value);
-            match t.test {
-                FlatOperator::Is(value) => found == Some(value),
-                FlatOperator::In(values) => found.is_some_and(|v| self.values[values.range()].contains(&v)),
-                FlatOperator::NotIn(values) => found.is_none_or(|v| !self.values[values.range()].contains(&v)),
-                FlatOperator::Exists => found.is_some(),
-                FlatOperator::Absent => found.is_none(),
-                FlatOperator::Never => false,
-            }
-        })
+/// The words behind that many tests if all of them hold.
+fn holds<'a>(count: u32, mut tests: &'a [u32], labels: &[(Symbol, Symbol)]) -> Option<&'a [u32]> {
+    for _ in 0..count {
+        let [head, key, rest @ ..] = tests else { return None };
+        let (values, rest) = rest.split_at((head >> 8) as usize);
+        let found = labels.iter().find(|(k, _)| k == key).map(|(_, value)| value);
+        let holds = match head & 0xff {
+            IN => found.is_some_and(|v| values.contains(v)),
+            NOT_IN => found.is_none_or(|v| !values.contains(v)),
+            EXISTS => found.is_some(),
+            _ => found.is_none(),
+        };
+        if !holds {
+            return None;
+        }
+        tests = rest;
     }
+    Some(tests)
 }
 
 #[derive(Default)]
 struct Flat {
-    rules: Vec<FlatRule>,
-    ports: Vec<FlatPort>,
+    code: Vec<u32>,
     port_names: Vec<Arc<str>>,
-    peers: Vec<FlatPeer>,
-    tests: Vec<FlatTest>,
-    values: Vec<Symbol>,
     blocks: Vec<(IpNet, Box<[IpNet]>)>,
-    dead: Vec<bool>,
+    places: Vec<(u32, u32)>,
+    dead: Vec<(u32, u32, u32)>,
 }
 
 impl Flat {
-    fn ports(&mut self, ports: &[Port]) -> Span {
-        let first = small(self.ports.len());
+    /// Appends the ports that can match, and says how many.
+    fn ports(&mut self, ports: &[Port]) -> u32 {
+        let start = self.code.len();
         for port in ports {
             match port {
-                Port::All(protocol) => self.port(*protocol, 0, u16::MAX, None),
-                Port::Range { protocol, first, last } => self.port(*protocol, *first, *last, None),
+                Port::All(protocol) => self.port(*protocol, 0, u16::MAX, 0),
+                Port::Range { protocol, first, last } => self.port(*protocol, *first, *last, 0),
                 Port::Named { protocol, name } => {
-                    let at = u16::try_from(self.port_names.len()).ok();
                     self.port_names.push(name.clone());
+                    let name = small(self.port_names.len());
                     let known = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
                     for any in known.into_iter().filter(|p| protocol.is_none_or(|wanted| wanted == *p)) {
-                        self.port(any, 0, 0, at);
+                        self.port(any, 0, 0, name);
                     }
                 }
                 Port::Invalid(_) => {}
             }
         }
-        Span { first, end: small(self.ports.len()) }
+        small((self.code.len() - start) / 2)
     }
 
-    fn port(&mut self, protocol: Protocol, first: u16, last: u16, name: Option<u16>) {
-        self.ports.push(FlatPort { protocol, first, last, name });
+    fn port(&mut self, protocol: Protocol, first: u16, last: u16, name: u32) {
+        self.code.extend([protocol as u32 | name << 8, u32::from(first) | u32::from(last) << 16]);
     }
 
-    fn peers(&mut self, peers: &[Peer], matches_no_namespace: impl Fn(&Selector) -> bool) -> Span {
-        let first = small(self.peers.len());
-        for peer in peers {
-            let (flat, dead) = match peer {
-                Peer::Pods { namespaces, pods } => {
-                    let dead = namespaces.as_ref().is_some_and(&matches_no_namespace);
-                    let namespaces =
-                        namespaces.as_ref().map_or(Namespaces::Own, |s| Namespaces::Matching(self.selector(s)));
-                    let pods = pods.as_ref().map_or(Span::default(), |s| self.selector(s));
-                    (FlatPeer::Pods { namespaces, pods }, dead)
+    fn peer(&mut self, peer: &Peer) {
+        let start = self.code.len();
+        self.code.extend([NEVER, 0]);
+        let kind = match peer {
+            Peer::Pods { namespaces, pods } => {
+                let in_namespace = namespaces.as_ref().and_then(|s| self.selector(s));
+                let of_pods = pods.as_ref().map_or(Some(0), |s| self.selector(s));
+                match (namespaces, in_namespace, of_pods) {
+                    (None, _, Some(p)) => {
+                        self.code[start + 1] = p << 16;
+                        OWN
+                    }
+                    (Some(_), Some(n), Some(p)) => {
+                        self.code[start + 1] = n | p << 16;
+                        MATCHING
+                    }
+                    _ => NEVER,
                 }
-                Peer::Block { block, except } => {
-                    self.blocks.push((*block, except.clone()));
-                    (FlatPeer::Block(small(self.blocks.len() - 1)), false)
-                }
-                // Nodes, domains and everyone are of cluster-wide policies, which are not flattened.
-                Peer::Nodes(_) | Peer::Domains | Peer::Everyone | Peer::Invalid(_) => (FlatPeer::Never, false),
-            };
-            self.peers.push(flat);
-            self.dead.push(dead);
-        }
-        Span { first, end: small(self.peers.len()) }
+            }
+            Peer::Block { block, except } => {
+                self.code[start + 1] = small(self.blocks.len());
+                self.blocks.push((*block, except.clone()));
+                BLOCK
+            }
+            // Nodes, domains and everyone are of cluster-wide policies, which are not flattened.
+            Peer::Nodes(_) | Peer::Domains | Peer::Everyone | Peer::Invalid(_) => NEVER,
+        };
+        self.code[start] = kind | small(self.code.len() - start) << 8;
     }
 
-    fn selector(&mut self, selector: &Selector) -> Span {
-        let first = small(self.tests.len());
+    /// Appends the tests of a selector, and says how many; none where it matches nothing at all.
+    fn selector(&mut self, selector: &Selector) -> Option<u32> {
         if selector.invalid().is_some() {
-            self.tests.push(FlatTest { key: 0, test: FlatOperator::Never });
+            return None;
         }
+        let mut count = 0;
         for (key, test) in selector.tests() {
-            let test = match test {
-                Test::Is(value) => FlatOperator::Is(*value),
-                Test::In(values) => FlatOperator::In(self.values(values)),
-                Test::NotIn(values) => FlatOperator::NotIn(self.values(values)),
-                Test::Exists => FlatOperator::Exists,
-                Test::Absent => FlatOperator::Absent,
+            let (operator, values) = match test {
+                Test::Is(value) => (IN, std::slice::from_ref(value)),
+                Test::In(values) => (IN, &**values),
+                Test::NotIn(values) => (NOT_IN, &**values),
+                Test::Exists => (EXISTS, &[][..]),
+                Test::Absent => (ABSENT, &[][..]),
             };
-            self.tests.push(FlatTest { key, test });
+            self.code.extend([operator | small(values.len()) << 8, key]);
+            self.code.extend(values);
+            count += 1;
         }
-        Span { first, end: small(self.tests.len()) }
-    }
-
-    fn values(&mut self, values: &[Symbol]) -> Span {
-        let first = small(self.values.len());
-        self.values.extend(values);
-        Span { first, end: small(self.values.len()) }
+        Some(count)
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::decide::{Peers, Query};
 use super::decision::Selecting;
-use super::index::{Facts, Group};
+use super::group::Group;
 use super::miss;
 use super::peer::{Far, FarKind, Slots};
 use super::profile::Profile;
@@ -33,15 +33,21 @@ pub(super) struct Scene {
     pub program: Arc<Program>,
     pub profile: Profile,
     /// The other end.
-    pub far: (Facts, Arc<Group>),
-    /// Its addresses and which of them count.
-    pub addresses: (Arc<[IpAddr]>, u64),
+    pub far: Arc<Group>,
+    pub addresses: Addresses,
     pub protocol: Protocol,
     pub port: u16,
     /// What was dialled and whose address that is.
     pub dialled: Option<(u16, Name)>,
-    /// The destination.
-    pub pod: Option<(Arc<Pod>, Arc<Group>)>,
+    pub destination: (Arc<Pod>, Arc<Group>),
+}
+
+/// Addresses of the other end.
+#[derive(Clone)]
+pub(super) enum Addresses {
+    One(IpAddr),
+    /// Those of the pod whose bit is set.
+    Of(Arc<Pod>, u64),
 }
 
 impl Reasons {
@@ -69,13 +75,17 @@ impl Reasons {
 
 impl Scene {
     fn read(&self) -> Box<[Selecting]> {
-        let ((facts, group), (addresses, mask)) = (&self.far, &self.addresses);
-        let far = Far { kind: FarKind::Pod { facts, group }, slots: Slots::Known { addresses, mask: *mask } };
+        let slots = match &self.addresses {
+            Addresses::One(address) => Slots::known(std::slice::from_ref(address)),
+            Addresses::Of(pod, mask) => Slots::Known { addresses: &pod.addresses, mask: *mask },
+        };
+        let far = Far { kind: FarKind::Pod { pod: None, group: &self.far }, slots };
+        let (pod, group) = &self.destination;
         let query = Query {
             protocol: self.protocol,
             port: self.port,
             dialled: self.dialled.as_ref().map(|(port, service)| (*port, service)),
-            pod: self.pod.as_ref().map(|(pod, group)| (pod, group)),
+            pod: Some((pod, group)),
         };
         // Peers of NetworkPolicies ask the cluster only about ends whose address is not known.
         let peers = Peers { profile: self.profile, cluster: &Cluster::default() };

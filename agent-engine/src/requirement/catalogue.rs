@@ -119,8 +119,10 @@ pub enum CatalogueError {
     #[error("schema = {0} is not known; this version reads schema = 1")]
     Schema(u32),
     /// A flow that contradicts itself.
-    #[error("flow {id:?}: {message}")]
+    #[error("line {line}: flow {id:?}: {message}")]
     Flow {
+        /// 1-based, of its id.
+        line: usize,
         /// Its id.
         id: String,
         /// What is wrong, and what is allowed.
@@ -134,7 +136,9 @@ pub struct Catalogue {
     flows: Vec<Arc<Requirement>>,
 }
 
+/// Where two entries may fit, the first does: the special ones come before the general.
 const BUILT_IN: [&str; 8] = [
+    include_str!("data/kyma.toml"),
     include_str!("data/control-plane.toml"),
     include_str!("data/cni.toml"),
     include_str!("data/sidecar.toml"),
@@ -142,7 +146,6 @@ const BUILT_IN: [&str; 8] = [
     include_str!("data/ambient.toml"),
     include_str!("data/waypoint.toml"),
     include_str!("data/multi-network.toml"),
-    include_str!("data/kyma.toml"),
 ];
 
 impl Default for Catalogue {
@@ -179,7 +182,8 @@ impl Catalogue {
         }
         let mut ids = BTreeSet::new();
         for flow in &file.flow {
-            let wrong = |message| Err(CatalogueError::Flow { id: flow.id.to_string(), message });
+            let wrong =
+                |message| Err(CatalogueError::Flow { line: line_of(text, &flow.id), id: flow.id.to_string(), message });
             if flow.id.is_empty()
                 || flow.id.chars().any(|c| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'))
             {
@@ -221,6 +225,15 @@ impl Catalogue {
     pub fn flow(&self, id: &str) -> Option<&Arc<Requirement>> {
         self.flows.iter().find(|f| &*f.id == id || &*f.code == id)
     }
+}
+
+/// Where a flow's id is written, last if it is more than once; the first line if it cannot be found.
+fn line_of(text: &str, id: &str) -> usize {
+    let is_it = |line: &str| {
+        let value = line.trim_start().strip_prefix("id").map(str::trim_start).and_then(|l| l.strip_prefix('='));
+        value.is_some_and(|value| value.contains(id))
+    };
+    text.lines().enumerate().filter(|(_, line)| is_it(line)).last().map_or(1, |(n, _)| n + 1)
 }
 
 fn tcp() -> Vec<Protocol> {

@@ -46,8 +46,19 @@ impl Resolver {
         now: Time,
     ) -> bool {
         let (source, destination) = ends;
-        let Peer::Pod { name: pod, .. } = &destination.peer else { return false };
-        let node = cluster.pod(pod).and_then(|p| p.node.as_deref());
+        let pod = match &destination.peer {
+            Peer::Pod { name, .. } => cluster.pod(name),
+            Peer::External { .. } => None,
+            Peer::GonePod { .. }
+            | Peer::Node { .. }
+            | Peer::ApiServer { .. }
+            | Peer::Service { .. }
+            | Peer::Kubelet
+            | Peer::NodeLocalDns
+            | Peer::Loopback
+            | Peer::Unknown { .. } => return false,
+        };
+        let node = pod.and_then(|p| p.node.as_deref());
         let source_roles = self.roles_of(source, node);
         let destination_roles = self.roles_of(destination, None);
         let fits = |r: &Requirement| {
@@ -60,7 +71,7 @@ impl Resolver {
                     None => r.ports.contains(&port),
                     Some(PortSource::Application) => !is_istios(port),
                     Some(from @ (PortSource::Service | PortSource::PublicService)) => {
-                        cluster.pod(pod).is_some_and(|p| service_ports(cluster, p, from).contains(&(protocol, port)))
+                        pod.is_some_and(|p| service_ports(cluster, p, from).contains(&(protocol, port)))
                     }
                     Some(PortSource::ApiServer | PortSource::ClusterDns) => false,
                 }
@@ -90,6 +101,22 @@ impl Resolver {
             grown |= learnt.destinations.insert(endpoint);
         }
         is_new || grown
+    }
+
+    /// A declared host outside was dialled at this address: from now on the pair is judged for the addresses it really has.
+    /// Says whether that is news.
+    pub fn learn_address(&mut self, key: &PairKey, address: IpAddr, now: Time) -> bool {
+        if !self.learnt.contains_key(key) && self.learnt.len() >= self.max_learnt {
+            self.learnt_overflow += 1;
+            return false;
+        }
+        let learnt = self.learnt.entry(key.clone()).or_insert_with(|| Learnt {
+            last: now,
+            sources: BTreeSet::new(),
+            destinations: BTreeSet::new(),
+        });
+        learnt.last = now;
+        learnt.destinations.len() < MAX_ADDRESSES && learnt.destinations.insert(Endpoint::Address(address))
     }
 
     /// Says that a learnt pair is still used.

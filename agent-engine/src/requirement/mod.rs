@@ -1,6 +1,7 @@
 //! What the mesh needs: the catalogue, and its resolution against the objects of a cluster.
 
 mod catalogue;
+mod declared;
 mod learn;
 mod pair;
 mod resolve;

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::catalogue::{Catalogue, PortSource, Requirement};
+use super::declared;
 use super::learn::Learnt;
 use super::pair::{End, Pair, PairKey};
 use super::role::{Role, Roles, revision, roles};
@@ -87,8 +88,28 @@ impl Resolver {
                 true
             }
             Kind::Node | Kind::Service | Kind::EndpointSlice => true,
-            _ => false,
+            kind => declared::KINDS.contains(&kind),
         }
+    }
+
+    /// The ports on which pods of the mesh serve their applications: of their containers and of the Services that select them.
+    /// Traffic there may tell of pairs that no object tells of.
+    #[must_use]
+    pub fn application_ports(&self, cluster: &Cluster) -> BTreeSet<u16> {
+        let serves = [Role::Sidecar, Role::Ambient, Role::Gateway, Role::Waypoint];
+        let mut ports = BTreeSet::new();
+        for (name, _) in self.roles.iter().filter(|(_, roles)| serves.iter().any(|role| roles.contains(role))) {
+            if let Some(pod) = cluster.pod(name) {
+                ports.extend(pod.ports.iter().map(|p| p.port));
+            }
+        }
+        for service in cluster.services().filter(|s| !s.selector.is_empty()) {
+            ports.extend(service.ports.iter().filter_map(|entry| match entry.target {
+                TargetPort::Number(port) => Some(port),
+                TargetPort::Name(_) => None,
+            }));
+        }
+        ports
     }
 
     /// All pairs, as of now.
@@ -123,9 +144,15 @@ impl Resolver {
                 }
             }
         }
+        // What was learnt knows the addresses that a declared host has only been guessed to have: it comes first.
         for (key, learnt) in &self.learnt {
             if let Some(requirement) = self.catalogue.flow(&key.flow) {
                 world.learnt(requirement, key, learnt, &mut pairs);
+            }
+        }
+        for pair in declared::pairs(cluster, &self.roles, &self.catalogue) {
+            if pair.instances().next().is_some() {
+                pairs.entry(pair.key.clone()).or_insert(pair);
             }
         }
         pairs

@@ -38,6 +38,8 @@ pub enum Role {
     KymaScraper,
     /// A pod that Kyma lets use the egress gateway.
     KymaEgressClient,
+    /// Kyma's own egress gateway.
+    KymaEgressGateway,
     /// A user's workload: no part of Istio or of what installs it.
     Application,
     /// Any pod.
@@ -109,7 +111,12 @@ pub fn roles(cluster: &Cluster, pod: &Pod) -> Roles {
     {
         roles.insert(Role::Gateway);
         match label("istio") {
-            Some("egressgateway") => drop(roles.insert(Role::EgressGateway)),
+            Some("egressgateway") => {
+                roles.insert(Role::EgressGateway);
+                if label("kyma-project.io/module") == Some("istio") {
+                    roles.insert(Role::KymaEgressGateway);
+                }
+            }
             Some("eastwestgateway") => drop(roles.insert(Role::EastWestGateway)),
             _ => {}
         }

@@ -27,7 +27,7 @@ fn the_built_in_catalogue_has_every_row() {
     assert_eq!(ids.len(), catalogue.flows().count(), "ids are unique over all files");
     for flow in catalogue.flows() {
         assert!(!flow.purpose.is_empty() && !flow.symptom.is_empty() && !flow.fact.is_empty(), "{}", flow.id);
-        let by_kubelet = flow.source == [Role::Kubelet];
+        let by_kubelet = flow.source == [Role::Kubelet] && flow.learn_source.is_empty();
         assert_eq!(flow.sides.is_empty(), by_kubelet, "{}: only what is node-local needs no side", flow.id);
     }
 }
@@ -160,6 +160,7 @@ control-plane-webhook api-server → istio-system/istiod TCP 15017 ×1
 gateway-dns istio-system/gateway → kube-system/coredns TCP 53 ×2
 gateway-dns istio-system/gateway → kube-system/coredns UDP 53 ×2
 gateway-ingress external → istio-system/gateway TCP 8443 ×1
+gateway-load-balancer-health kubelet → istio-system/gateway TCP 15021 ×1
 gateway-metrics monitoring/prometheus-0 → istio-system/gateway TCP 15020 ×1
 gateway-metrics monitoring/prometheus-0 → istio-system/gateway TCP 15090 ×1
 gateway-probe kubelet → istio-system/gateway TCP 15021 ×1

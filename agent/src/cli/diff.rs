@@ -143,7 +143,7 @@ fn page(document: &Document, all: bool) -> String {
 fn line(changed: &Changed) -> String {
     let pair = &changed.pair;
     let part = match (changed.denied_before, changed.denied_now) {
-        (0, now) if now == pair.instances || now == 0 => String::new(),
+        (0, now) | (now, 0) if now == pair.instances => String::new(),
         (before, now) => format!(" ({before} of {} instances denied before, {now} now)", pair.instances),
     };
     format!("{} {} {}{part}", pair.severity, pair.flow, words::pair(pair))

@@ -65,11 +65,14 @@ mod tests {
         }
     }
 
+    /// Flows, namespaces and workloads asked for, and whether the pair fits.
+    type Row = (&'static [&'static str], &'static [&'static str], &'static [&'static str], bool);
+
     #[test]
     fn flags_are_joined_by_and_and_their_values_by_or() {
         let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
         let (cart, istiod) = (end("shop", "cart"), end("istio-system", "istiod"));
-        let table: [(&[&str], &[&str], &[&str], bool); 9] = [
+        let table: [Row; 9] = [
             (&[], &[], &[], true),
             (&["sidecar-xds"], &[], &[], true),
             (&["sc-xds"], &[], &[], true),

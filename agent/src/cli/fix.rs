@@ -1,15 +1,13 @@
 //! `weir fix`.
 
-use std::fmt::Write as _;
-
 use anyhow::bail;
 use clap::{Args, ValueEnum};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
-use weir_engine::check::{Repair, Repaired, repair};
+use weir_engine::check::{Repair, repair};
 
 use super::manifests::Source;
 use super::{Exit, out};
 use crate::outputs::text::clean;
+use crate::report::fixes;
 use crate::report::words::{self, count};
 
 /// Proposes the smallest policies that open the denied flows which the mesh needs.
@@ -63,7 +61,7 @@ impl Fix {
             flow.is_empty() || flow.iter().any(|id| **id == *pair.requirement.id || **id == *pair.requirement.code)
         });
         match output {
-            Format::Yaml => out::print(&yaml(&repair)?)?,
+            Format::Yaml => out::print(&fixes::yaml(&repair)?)?,
             Format::Json => out::json(&repair)?,
         }
         tell(&repair);
@@ -79,43 +77,6 @@ impl Fix {
             Exit::Fine
         })
     }
-}
-
-/// Documents for `kubectl apply`, each with what it is for.
-fn yaml(repair: &Repair) -> anyhow::Result<String> {
-    let mut text = String::new();
-    for repaired in &repair.policies {
-        text.push_str("---\n");
-        let name = name(&repaired.policy);
-        let _ = if repaired.created {
-            writeln!(text, "# {name}: new")
-        } else {
-            let rules: Vec<String> = repaired.rules.iter().map(|(d, rule)| format!("{d} rule {rule}")).collect();
-            writeln!(text, "# {name}: with {} new", rules.join(", "))
-        };
-        for opens in &repaired.opens {
-            let _ = writeln!(text, "# opens {}", clean(opens));
-        }
-        for (policy, manager) in &repaired.managed {
-            let _ = writeln!(text, "# {} is left alone: managed by {}", clean(&policy.to_string()), clean(manager));
-        }
-        text.push_str(&document(repaired)?);
-    }
-    Ok(text)
-}
-
-fn document(repaired: &Repaired) -> anyhow::Result<String> {
-    // Through JSON, whose order of fields is apiVersion, kind, metadata, spec.
-    let mut text = serde_saphyr::to_string(&repaired.policy)?;
-    if !text.ends_with('\n') {
-        text.push('\n');
-    }
-    Ok(text)
-}
-
-fn name(policy: &NetworkPolicy) -> String {
-    let (namespace, name) = (policy.metadata.namespace.as_deref(), policy.metadata.name.as_deref());
-    clean(&format!("{}/{}", namespace.unwrap_or("default"), name.unwrap_or_default())).into_owned()
 }
 
 fn tell(repair: &Repair) {

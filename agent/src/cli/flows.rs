@@ -1,12 +1,15 @@
 //! `weir flows`.
 
+use std::path::PathBuf;
+
 use anyhow::bail;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 use weir_engine::requirement::{Catalogue, PortSource, Requirement, Role};
 
 use super::Exit;
-use super::out::{self, Output};
+use super::manifests::own_flows;
+use super::out;
 use super::table::{Cell, Table};
 
 /// Lists the flows that a mesh needs, or explains one. With --symptom: which blocked flows look like that.
@@ -21,9 +24,25 @@ pub struct Flows {
     #[arg(long, value_name = "TEXT")]
     symptom: Option<String>,
 
+    /// Catalogue file with flows to add, or to replace by id; repeatable
+    #[arg(long, value_name = "FILE")]
+    flows: Vec<PathBuf>,
+
     /// How to print
     #[arg(long, short, value_enum, value_name = "FORMAT", default_value_t)]
-    output: Output,
+    output: Format,
+}
+
+/// How flows are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// For programs; versioned
+    Json,
+    /// For documentation
+    Markdown,
 }
 
 const EXAMPLES: &str = "Examples:
@@ -42,8 +61,8 @@ struct Listing<'a> {
 impl Flows {
     /// Looks the catalogue up and prints.
     pub fn run(self) -> anyhow::Result<Exit> {
-        let Self { id, symptom, output } = self;
-        let catalogue = Catalogue::built_in();
+        let Self { id, symptom, flows, output } = self;
+        let (catalogue, _) = own_flows(&flows)?;
         let found: Vec<&Requirement> = match (&id, &symptom) {
             (Some(id), _) => match catalogue.flow(id) {
                 Some(flow) => vec![&**flow],
@@ -59,9 +78,10 @@ impl Flows {
             (None, None) => catalogue.flows().map(|f| &**f).collect(),
         };
         match output {
-            Output::Json => out::json(&Listing { version: VERSION, flows: found })?,
-            Output::Table if id.is_some() => out::print(&found.iter().map(|f| details(f)).collect::<String>())?,
-            Output::Table => out::print(&listing(&found, symptom.is_some()))?,
+            Format::Json => out::json(&Listing { version: VERSION, flows: found })?,
+            Format::Markdown => out::print(&markdown(&found))?,
+            Format::Table if id.is_some() => out::print(&found.iter().map(|f| details(f)).collect::<String>())?,
+            Format::Table => out::print(&listing(&found, symptom.is_some()))?,
         }
         Ok(Exit::Fine)
     }
@@ -79,6 +99,26 @@ fn listing(flows: &[&Requirement], symptoms: bool) -> String {
         table.row(cells, Some(if symptoms { &flow.symptom } else { &flow.purpose }));
     }
     format!("{}\n`weir flows ID` explains one\n", table.render())
+}
+
+/// The table of the documentation.
+fn markdown(flows: &[&Requirement]) -> String {
+    let cell = |text: &str| text.replace('|', "\\|");
+    let mut text =
+        "| Flow | Severity | Source → destination | Pod port | Purpose |\n|---|---|---|---|---|\n".to_owned();
+    for flow in flows {
+        let ends = format!("{} → {}", sources(flow), roles(&flow.destination));
+        let port = format!("{}/{}", ports(flow), protocols(flow));
+        text += &format!(
+            "| `{}` | {} | {} | {} | {} |\n",
+            flow.id,
+            flow.severity,
+            cell(&ends),
+            cell(&port),
+            cell(&flow.purpose)
+        );
+    }
+    text
 }
 
 fn details(flow: &Requirement) -> String {
@@ -110,7 +150,10 @@ fn details(flow: &Requirement) -> String {
         }
     }
     if flow.configured {
-        rows.push(("judged", "no: its ends are set by configuration that is not resolved yet".to_owned()));
+        rows.push((
+            "judged",
+            "only where configuration names its ends: mesh config, routes, RequestAuthentication".to_owned(),
+        ));
     }
     let mut table = Table::plain();
     for (name, value) in rows {

@@ -19,11 +19,11 @@ use crate::report::Inputs;
 pub struct Source {
     /// Manifests to judge: files, folders, or - for standard input
     #[arg(short = 'f', long = "filename", value_name = "PATH", num_args = 1.., required = true)]
-    files: Vec<PathBuf>,
+    pub files: Vec<PathBuf>,
 
     /// Manifests of the cluster that they are meant for, such as `kubectl get -A -o yaml` prints
     #[arg(long, value_name = "PATH", num_args = 1..)]
-    cluster: Vec<PathBuf>,
+    pub cluster: Vec<PathBuf>,
 
     #[command(flatten)]
     pub reading: Reading,
@@ -89,14 +89,22 @@ impl Reading {
     /// # Errors
     /// When a file cannot be read or is not a catalogue.
     pub fn catalogue(&self) -> anyhow::Result<Catalogue> {
-        let mut catalogue = Catalogue::built_in();
-        for file in &self.flows {
-            let text =
-                fs::read_to_string(file).with_context(|| format!("cannot read flows from {}", file.display()))?;
-            catalogue.add(&text).with_context(|| format!("{} is no catalogue of flows", file.display()))?;
-        }
-        Ok(catalogue)
+        own_flows(&self.flows).map(|(catalogue, _)| catalogue)
     }
+}
+
+/// The built-in catalogue with the user's flows, and the texts of their files.
+///
+/// # Errors
+/// When a file cannot be read or is not a catalogue: which, the line, what is wrong and what is allowed.
+pub fn own_flows(files: &[PathBuf]) -> anyhow::Result<(Catalogue, Vec<String>)> {
+    let (mut catalogue, mut texts) = (Catalogue::built_in(), Vec::new());
+    for file in files {
+        let text = fs::read_to_string(file).with_context(|| format!("cannot read flows from {}", file.display()))?;
+        catalogue.add(&text).with_context(|| format!("{} is no catalogue of flows", file.display()))?;
+        texts.push(text);
+    }
+    Ok((catalogue, texts))
 }
 
 /// Standard input has one reader.

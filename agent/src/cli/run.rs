@@ -1,18 +1,21 @@
 //! `weir run`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
+use tokio::runtime::Runtime;
 use weir_engine::engine::{Settings, WATCHED_PORTS};
 
 use super::Exit;
+use super::manifests::own_flows;
+use crate::cluster::watch;
 use crate::outputs::log::{self, LogFormat};
 use crate::outputs::socket;
-use crate::run::{self, Config, Kernel, record};
+use crate::run::{self, Config, Kernel, Source, record};
 
 /// Watches the connections of this kernel, judges them against NetworkPolicies and what the mesh needs, and serves the result
 /// as metrics, pages and to `weir status`. Needs root, or the capabilities that `weir doctor` names.
@@ -20,13 +23,26 @@ use crate::run::{self, Config, Kernel, record};
 #[command(after_help = EXAMPLES)]
 pub struct Run {
     /// File or folder with cluster objects (YAML, JSON), re-read when it changes; - is standard input, read once. Repeatable.
-    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    /// Without it, a cluster's API server is followed: as a pod, or by a kubeconfig
+    #[arg(long, num_args = 1.., value_name = "PATH", conflicts_with_all = ["kubeconfig", "pods"])]
     manifests: Vec<PathBuf>,
+
+    /// Kubeconfig of the cluster to follow; its current context counts
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Pods to watch: those of --node and what many flows lead to, others looked up when met; or all, for small clusters
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = WhichPods::Own)]
+    pods: WhichPods,
 
     /// Destination ports to watch
     #[arg(long, value_delimiter = ',', value_name = "PORT,…", default_values_t = WATCHED_PORTS, hide_default_value = true,
           value_parser = clap::value_parser!(u16).range(1..))]
     ports: Vec<u16>,
+
+    /// Catalogue file with flows to add, or to replace by id; repeatable
+    #[arg(long, value_name = "FILE")]
+    flows: Vec<PathBuf>,
 
     /// Address for metrics and pages
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15099")]
@@ -44,7 +60,7 @@ pub struct Run {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     grace: Duration,
 
-    /// Node whose traffic this kernel sees; repeatable. Without it: all nodes
+    /// Node whose traffic this kernel sees; repeatable. Without it: NODE_NAME of the environment in a cluster, else all nodes
     #[arg(long, value_name = "NAME", env = "WEIR_NODE", value_parser = NonEmptyStringValueParser::new())]
     node: Vec<String>,
 
@@ -63,28 +79,74 @@ pub struct Run {
     /// Bytes that a recording may have
     #[arg(long, value_name = "BYTES", default_value_t = record::DEFAULT_LIMIT, requires = "record")]
     record_limit: u64,
+
+    /// Leave out of the recording what verdicts are not made from: images, environments, other annotations, processes
+    #[arg(long, requires = "record")]
+    redact: bool,
+}
+
+/// Which pods are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum WhichPods {
+    /// Those of this node, and well-known ends
+    Own,
+    /// All of the cluster
+    All,
 }
 
 const EXAMPLES: &str = "Examples:
   weir run --manifests cluster.yaml policies/
-  weir run --manifests /etc/weir/objects --listen 0.0.0.0:15099 --log-format json";
+  weir run --manifests /etc/weir/objects --listen 0.0.0.0:15099 --log-format json
+  weir run --kubeconfig ~/.kube/config --node worker-1";
 
 impl Run {
     /// Runs until told to stop.
     pub fn run(self) -> anyhow::Result<Exit> {
-        let Self { manifests, ports, listen, socket, window, grace, node, btf, log_format, record, record_limit } =
-            self;
+        let Self { manifests, kubeconfig, pods, ports, flows, listen, socket, .. } = self;
+        let Self { window, grace, mut node, btf, log_format, record, record_limit, redact, .. } = self;
         log::init(log_format)?;
-        let settings = Settings { window, grace, watched_ports: ports, nodes: node, ..Settings::default() };
-        let config = Config { manifests, listen, socket, settings, record, record_limit };
+        let (_, flows) = own_flows(&flows)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .context("cannot start the event loop")?;
+        let source = source(manifests, kubeconfig.as_deref(), pods, &mut node, &runtime)?;
+        let settings = Settings { window, grace, watched_ports: ports, nodes: node, flows, ..Settings::default() };
+        let config = Config { source, listen, socket, settings, record, record_limit, redact };
         let load = |settings: &Settings| Ok(Kernel::load(settings.watched_ports.iter().copied(), btf)?);
         runtime.block_on(run::run(config, load))?;
         Ok(Exit::Fine)
+    }
+}
+
+/// Where objects come from, by the flags that say so.
+pub fn source(
+    manifests: Vec<PathBuf>,
+    kubeconfig: Option<&Path>,
+    pods: WhichPods,
+    node: &mut Vec<String>,
+    runtime: &Runtime,
+) -> anyhow::Result<Source> {
+    if !manifests.is_empty() {
+        return Ok(Source::Manifests(manifests));
+    }
+    if node.is_empty() {
+        node.extend(std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty()));
+    }
+    let settings = Box::new(watched(pods, node)?);
+    let config = Box::new(runtime.block_on(run::connection(kubeconfig))?);
+    Ok(Source::Kubernetes { config, settings })
+}
+
+/// What is watched in a cluster.
+fn watched(pods: WhichPods, nodes: &[String]) -> anyhow::Result<watch::Settings> {
+    match (pods, nodes) {
+        (WhichPods::All, _) => Ok(watch::Settings::all()),
+        (WhichPods::Own, [node]) => Ok(watch::Settings::for_node(node)),
+        (WhichPods::Own, _) => bail!(
+            "which pods are this node's? give one --node NAME (in a pod: WEIR_NODE from spec.nodeName), or --pods all"
+        ),
     }
 }
 

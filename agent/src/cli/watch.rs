@@ -20,7 +20,7 @@ use crate::outputs::live::{Line, Live};
 use crate::outputs::text::clean;
 use crate::outputs::{log, socket};
 use crate::probes::ProbeSettings;
-use crate::run::{Clock, Kernel, Observer as _, live};
+use crate::run::{self, Clock, Kernel, Observer as _, live};
 
 /// Shows connection attempts as the kernel decides them, one line each, until Ctrl-C: time, outcome, flow, source →
 /// destination, addresses as dialled (and where a Service led), where it was dropped, the policies that select its ends, and
@@ -100,7 +100,12 @@ impl Watch {
             let mut attempts = Attempts::new(MAX_ATTEMPTS);
             let (mut batch, mut lost) = (Vec::new(), 0);
             loop {
-                kernel.next(&mut batch).await?;
+                // What nothing more is seen of is decided by time.
+                let decided = attempts.poll_timeout().map(|at| tokio::time::sleep_until(clock.instant(at)));
+                tokio::select! {
+                    seen = kernel.next(&mut batch) => seen?,
+                    () = run::maybe(decided) => {}
+                }
                 let now = clock.now();
                 batch.drain(..).for_each(|o| live::observe(&mut attempts, now, &o));
                 attempts.handle_timeout(now);
@@ -125,7 +130,7 @@ fn address(address: std::net::IpAddr) -> EndView {
 }
 
 /// One line for people.
-fn text(line: &Line) -> String {
+pub fn text(line: &Line) -> String {
     let time = jiff::Timestamp::from_nanosecond(line.at_unix_ns.into()).unwrap_or_default();
     let style = style(line);
     let still = if line.provisional { "+" } else { "" };

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State as Shared;
@@ -9,15 +10,25 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
+use tokio::sync::Mutex;
+use weir_engine::check::{Repair, repair};
+use weir_engine::cluster::Kind;
 
 use super::metrics::{Format, Metrics};
-use super::{ViewError, Views};
+use super::{View, ViewError, Views};
 
 #[derive(Clone)]
 struct Server {
     views: Views,
     metrics: Arc<Metrics>,
+    repair: Arc<Mutex<Option<(Instant, Arc<Repair>)>>>,
 }
+
+/// Pods and policies of a cluster for which the page works out what to do.
+const MAX_PODS: u64 = 2_000;
+const MAX_POLICIES: u64 = 500;
+/// How long a proposal is shown again.
+const REPAIR_AGE: Duration = Duration::from_secs(2);
 
 /// Serves until `stop` is done.
 ///
@@ -40,7 +51,7 @@ fn router(views: Views) -> Router {
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .fallback(|| async { (StatusCode::NOT_FOUND, "not here; try / /metrics /snapshot /livez /readyz\n") })
-        .with_state(Server { views, metrics: Arc::default() })
+        .with_state(Server { views, metrics: Arc::default(), repair: Arc::default() })
 }
 
 /// The engine's task answers: a deadlock or a flood shows here.
@@ -54,7 +65,11 @@ async fn livez(Shared(server): Shared<Server>) -> Response {
 async fn readyz(Shared(server): Shared<Server>) -> Response {
     match server.views.get().await {
         Ok(view) => match view.not_ready() {
-            None => "ok\n".into_response(),
+            // What is known is served however old it is; who asks is told.
+            None => match view.agent.degraded() {
+                None => "ok\n".into_response(),
+                Some(parts) => format!("ok, with an old view of the cluster: {parts}\n").into_response(),
+            },
             Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")).into_response(),
         },
         Err(error) => unavailable(error),
@@ -90,13 +105,36 @@ async fn page(Shared(server): Shared<Server>) -> Response {
             let policy = "default-src 'none'; style-src 'unsafe-inline'";
             let headers =
                 [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy)];
-            match super::page::page(&view) {
+            let repair = proposed(&server, &view).await;
+            match super::page::page(&view, repair.as_deref()) {
                 Ok(text) => (headers, text).into_response(),
                 Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
             }
         }
         Err(error) => unavailable(error),
     }
+}
+
+/// What would open what the policies do not admit; nothing where working it out takes too long.
+async fn proposed(server: &Server, view: &View) -> Option<Arc<Repair>> {
+    if view.snapshot.pairs.iter().all(|p| p.policies.is_empty()) {
+        return Some(Arc::default());
+    }
+    let many = |kind, most| view.snapshot.objects.iter().any(|o| o.kind == kind && o.count > most);
+    if many(Kind::Pod, MAX_PODS) || many(Kind::NetworkPolicy, MAX_POLICIES) {
+        return None;
+    }
+    // One at a time, and not again for a page that is loaded again.
+    let mut kept = server.repair.lock().await;
+    if let Some((at, repair)) = &*kept
+        && at.elapsed() < REPAIR_AGE
+    {
+        return Some(repair.clone());
+    }
+    let mut model = server.views.model().await.ok()?;
+    let repair = tokio::task::spawn_blocking(move || Arc::new(repair(&mut model, |_| true))).await.ok()?;
+    *kept = Some((Instant::now(), repair.clone()));
+    Some(repair)
 }
 
 fn unavailable(error: ViewError) -> Response {

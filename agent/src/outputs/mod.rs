@@ -2,6 +2,7 @@
 //! engine.
 
 pub mod http;
+mod answer;
 pub mod live;
 pub mod log;
 pub mod metrics;
@@ -10,4 +11,4 @@ pub mod socket;
 pub mod text;
 mod view;
 
-pub use view::{AgentView, ProbeView, Request, View, ViewError, Views};
+pub use view::{AgentView, PartView, ProbeView, Request, View, ViewError, Views};

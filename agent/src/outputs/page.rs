@@ -3,21 +3,24 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Write};
 
-use weir_engine::observation::Tuple;
-use weir_engine::snapshot::{EvidenceView, PairView};
+use weir_engine::check::Repair;
+use weir_engine::snapshot::PairView;
 use weir_engine::verdict::State;
 
 use super::text::html;
 use super::{View, log};
+use crate::report::{fixes, words};
 
 /// Pairs in full; what is beyond is in `/snapshot`.
 const MAX_PAIRS: usize = 1_000;
+/// Flows that stay closed, and what else opens: lines of each.
+const MAX_LEFT: usize = 20;
 
 const HEAD: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
 <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><title>Weir</title><style>\
 body{font:16px/1.4 sans-serif;margin:1rem auto;padding:0 1rem;max-width:60rem;overflow-wrap:anywhere}\
 .wide{overflow-x:auto}table{border-collapse:collapse}td,th{text-align:left;padding:.2rem .8rem .2rem 0}\
-details{border-top:1px solid #ccc;padding:.3rem 0}summary{cursor:pointer}\
+details{border-top:1px solid #ccc;padding:.3rem 0}summary{cursor:pointer}pre{overflow-x:auto;background:#f4f4f4;padding:.6rem;font-size:14px}\
 dt{font-weight:bold;margin-top:.4rem}dd{margin:0}b{display:inline-block;min-width:6.5rem}\
 .denied,.predicted,.unexplained,.failing{color:#b00020}.at-risk,.unenforced,.unknown{color:#8a5a00}\
 .verified{color:#1b6e1b}.silent{color:#666}</style><h1>Weir</h1>";
@@ -26,7 +29,7 @@ dt{font-weight:bold;margin-top:.4rem}dd{margin:0}b{display:inline-block;min-widt
 ///
 /// # Errors
 /// Never in practice: writing to a `String` cannot fail.
-pub fn page(view: &View) -> Result<String, fmt::Error> {
+pub fn page(view: &View, repair: Option<&Repair>) -> Result<String, fmt::Error> {
     let mut out = HEAD.to_owned();
     match view.not_ready() {
         None => out.push_str("<p>Ready."),
@@ -56,6 +59,12 @@ pub fn page(view: &View) -> Result<String, fmt::Error> {
     if view.snapshot.pairs.len() > MAX_PAIRS {
         let more = view.snapshot.pairs.len() - MAX_PAIRS;
         write!(out, "<p>{more} more pairs are in <a href=\"/snapshot\">the snapshot</a>.")?;
+    }
+    match repair {
+        Some(repair) => fix(&mut out, repair)?,
+        None => {
+            out.push_str("<h2>Proposed fix</h2><p>This cluster is too large to work it out here: <code>weir fix</code> does.")
+        }
     }
     out.push_str("<p><a href=\"/metrics\">metrics</a> <a href=\"/snapshot\">snapshot</a></html>\n");
     Ok(out)
@@ -107,6 +116,9 @@ fn details(out: &mut String, pair: &PairView) -> fmt::Result {
     }
     item(out, "For", &pair.purpose)?;
     item(out, "When blocked", &pair.symptom)?;
+    if !pair.policies.is_empty() {
+        out.push_str("<dt>What to do<dd><a href=\"#fix\">the proposed fix</a>");
+    }
     for instance in pair.not_admitted.iter().take(5) {
         item(out, "Not admitted", &format!("{} → {}", instance.source, instance.destination))?;
     }
@@ -118,31 +130,42 @@ fn details(out: &mut String, pair: &PairView) -> fmt::Result {
         item(out, "Decision last changed by", &format!("{}{deleted}", edit.object))?;
     }
     match &pair.evidence {
-        Some(evidence) => item(out, "Last seen", &seen(evidence))?,
+        Some(evidence) => item(out, "Last seen", &words::evidence(evidence))?,
         None => item(out, "Last seen", "nothing")?,
     }
     out.push_str("</dl></details>");
     Ok(())
 }
 
-fn seen(evidence: &EvidenceView) -> String {
-    let tuple =
-        |t: &Tuple| format!("{} port {} → {} port {}", t.source, t.source_port, t.destination, t.destination_port);
-    let mut text = format!("{}: {}", evidence.outcome, tuple(&evidence.dialled));
-    if let Some(translated) = &evidence.translated {
-        text += &format!(", translated to {}", tuple(translated));
+/// Policies to apply, tried out before they are shown.
+fn fix(out: &mut String, repair: &Repair) -> fmt::Result {
+    if repair.denied_before == 0 {
+        return Ok(());
     }
-    if let Some(class) = evidence.class {
-        let of = if evidence.reply { "the answer was dropped" } else { "dropped" };
-        text += &format!(", {of} in {class}");
-        for part in evidence.location.iter().chain(&evidence.reason) {
-            text += &format!(" {part}");
+    let opened = repair.denied_before - repair.denied_after;
+    write!(
+        out,
+        "<h2 id=\"fix\">Proposed fix</h2><p>Opens {opened} of {} required flows that the policies do not admit, by \
+         re-evaluation. Review it, then <code>kubectl apply -f</code>.",
+        repair.denied_before
+    )?;
+    for left in repair.unfixable.iter().take(MAX_LEFT) {
+        write!(out, "<p class=\"unknown\">Not fixed: {}: {}", html(&left.flow), html(&left.why))?;
+    }
+    if !repair.beyond.is_empty() {
+        out.push_str("<p>Besides the required flows this changes:<ul>");
+        for difference in repair.beyond.iter().take(MAX_LEFT) {
+            write!(out, "<li>{}", html(&words::difference(difference)))?;
         }
+        out.push_str("</ul>");
     }
-    if let Some(owner) = &evidence.owner {
-        text += &format!(", by {}[{}]", owner.comm, owner.pid);
+    let yaml = fixes::yaml(repair).unwrap_or_else(|error| error.to_string());
+    out.push_str("<pre>");
+    for line in yaml.lines() {
+        writeln!(out, "{}", html(line))?;
     }
-    text
+    out.push_str("</pre>");
+    Ok(())
 }
 
 fn item(out: &mut String, name: impl Display, value: &str) -> fmt::Result {

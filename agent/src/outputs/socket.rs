@@ -17,6 +17,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tracing::warn;
 
+use super::answer::{self, Said};
 use super::live::Live;
 use super::{View, Views};
 
@@ -42,6 +43,42 @@ const IDLE: Duration = Duration::from_secs(30);
 struct Request {
     v: u32,
     get: String,
+    #[serde(flatten)]
+    about: About,
+}
+
+/// What a question is about.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct About {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    to: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    port: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    flows: Vec<String>,
+}
+
+/// A question that the agent answers from its live view.
+#[derive(Clone, Debug)]
+pub enum Question {
+    /// What is made of a connection.
+    Explain {
+        /// Who connects.
+        from: String,
+        /// To whom.
+        to: String,
+        /// `PORT/PROTOCOL`.
+        port: String,
+    },
+    /// Which connections the required flows of pods need.
+    Plan {
+        /// Whose; all of the agent's node without it.
+        from: Option<String>,
+        /// Only these flows; all without one.
+        flows: Vec<String>,
+    },
 }
 
 /// One line to the client.
@@ -51,6 +88,8 @@ struct Answer<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     snapshot: Option<&'a View>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    said: Option<Said>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
 
@@ -58,6 +97,7 @@ struct Answer<'a> {
 struct Reply {
     v: u32,
     snapshot: Option<View>,
+    said: Option<Said>,
     error: Option<String>,
 }
 
@@ -211,7 +251,7 @@ async fn stream_lines(
 }
 
 async fn respond(line: &[u8], complete: bool, views: &Views) -> Vec<u8> {
-    let refuse = |error: String| Answer { v: VERSION, snapshot: None, error: Some(error) };
+    let refuse = |error: String| Answer { v: VERSION, snapshot: None, said: None, error: Some(error) };
     let encode = |answer: &Answer<'_>| serde_json::to_vec(answer).unwrap_or_default();
     let request: Request = match serde_json::from_slice(line) {
         Ok(request) => request,
@@ -223,12 +263,34 @@ async fn respond(line: &[u8], complete: bool, views: &Views) -> Vec<u8> {
     }
     match request.get.as_str() {
         "snapshot" => match views.get().await {
-            Ok(view) => encode(&Answer { v: VERSION, snapshot: Some(&view), error: None }),
+            Ok(view) => encode(&Answer { v: VERSION, snapshot: Some(&view), said: None, error: None }),
             Err(error) => encode(&refuse(error.to_string())),
         },
+        "explain" | "plan" => match ponder(&request, views).await {
+            Ok(said) => encode(&Answer { v: VERSION, snapshot: None, said: Some(said), error: None }),
+            Err(error) => encode(&refuse(error)),
+        },
         "watch" => encode(&refuse(format!("{MAX_WATCHERS} clients watch already, or the agent stops; try again"))),
-        other => encode(&refuse(format!("there is no {other:?} to get; there are: snapshot, watch"))),
+        other => encode(&refuse(format!("there is no {other:?} to get; there are: snapshot, watch, explain, plan"))),
     }
+}
+
+/// Questions that are worked on at the same time.
+static PONDERING: Semaphore = Semaphore::const_new(1);
+
+/// Works an answer out beside the engine's task.
+async fn ponder(request: &Request, views: &Views) -> Result<Said, String> {
+    let About { from, to, port, flows } = request.about.clone();
+    let question = match (request.get.as_str(), from, to, port) {
+        ("plan", from, ..) => Question::Plan { from, flows },
+        (_, Some(from), Some(to), Some(port)) => Question::Explain { from, to, port },
+        _ => return Err("a question of that kind has from, to and port".to_owned()),
+    };
+    let _permit = PONDERING.acquire().await.map_err(|e| e.to_string())?;
+    let (model, view) = (views.model().await, views.get().await);
+    let (model, view) = (model.map_err(|e| e.to_string())?, view.map_err(|e| e.to_string())?);
+    let answered = tokio::task::spawn_blocking(move || answer::answer(&model, &view, &question)).await;
+    answered.map_err(|e| e.to_string())?.map_err(|e| format!("{e:#}"))
 }
 
 /// Why the agent can't be asked.
@@ -265,20 +327,42 @@ pub enum AskError {
 /// # Errors
 /// [`AskError`].
 pub fn ask(path: &Path) -> Result<View, AskError> {
+    let request = Request { v: VERSION, get: "snapshot".to_owned(), about: About::default() };
+    exchange(path, &request, |reply| reply.snapshot)
+}
+
+/// Asks the agent behind a socket a question.
+///
+/// # Errors
+/// [`AskError`].
+pub fn question(path: &Path, question: &Question) -> Result<Said, AskError> {
+    let (get, about) = match question.clone() {
+        Question::Explain { from, to, port } => {
+            ("explain", About { from: Some(from), to: Some(to), port: Some(port), flows: Vec::new() })
+        }
+        Question::Plan { from, flows } => ("plan", About { from, flows, ..About::default() }),
+    };
+    exchange(path, &Request { v: VERSION, get: get.to_owned(), about }, |reply| reply.said)
+}
+
+fn exchange<T>(path: &Path, request: &Request, part: impl FnOnce(Reply) -> Option<T>) -> Result<T, AskError> {
     let unreachable = |cause| AskError::Unreachable { path: path.to_owned(), cause };
     let strange = |message: String| AskError::Strange { path: path.to_owned(), message };
     let mut stream = Client::connect(path).map_err(unreachable)?;
     stream.set_read_timeout(Some(IDLE)).map_err(unreachable)?;
     stream.set_write_timeout(Some(IDLE)).map_err(unreachable)?;
-    stream.write_all(b"{\"v\":1,\"get\":\"snapshot\"}\n").map_err(unreachable)?;
+    let mut text = serde_json::to_vec(request).map_err(|e| strange(e.to_string()))?;
+    text.push(b'\n');
+    stream.write_all(&text).map_err(unreachable)?;
     let mut line = String::new();
     BufReader::new(stream).take(MAX_ANSWER).read_line(&mut line).map_err(unreachable)?;
     let reply: Reply = serde_json::from_str(&line).map_err(|e| strange(e.to_string()))?;
-    match reply {
-        Reply { error: Some(message), .. } => Err(AskError::Refused { path: path.to_owned(), message }),
-        Reply { v: VERSION, snapshot: Some(view), .. } => Ok(view),
-        Reply { v, .. } => Err(strange(format!("version {v}"))),
+    if let Some(message) = reply.error {
+        return Err(AskError::Refused { path: path.to_owned(), message });
     }
+    let version = reply.v;
+    let answer = if version == VERSION { part(reply) } else { None };
+    answer.ok_or_else(|| strange(format!("version {version}")))
 }
 
 /// Attempts from the agent behind a socket, as they come, until it stops.

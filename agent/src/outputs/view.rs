@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
+use weir_engine::check::Model;
 use weir_engine::snapshot::Snapshot;
 
 use super::live::{self, Live};
+use crate::cluster::change::{Health, State};
 use crate::cluster::manifests::Problem;
 
 /// Everything that is shown. Its JSON is the snapshot's with one more member, `agent`.
@@ -34,6 +36,59 @@ pub struct AgentView {
     pub ignored: BTreeMap<String, usize>,
     /// Manifest files read.
     pub files: usize,
+    /// The parts of the view of the cluster that come from an API server.
+    #[serde(default)]
+    pub parts: Vec<PartView>,
+}
+
+impl AgentView {
+    /// The parts of the view of the cluster that are not current, with their age and why; none if all are.
+    #[must_use]
+    pub fn degraded(&self) -> Option<String> {
+        let fine = |state: &str| state == State::Current.as_str() || state == State::Absent.as_str();
+        let parts = self.parts.iter().filter(|p| !fine(&p.state)).map(|p| {
+            let reason = p.reason.as_deref().map_or(String::new(), |reason| format!(", {reason}"));
+            format!("{} {} for {} s{reason}", p.part, p.state, p.age_seconds)
+        });
+        let parts: Vec<String> = parts.collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+}
+
+/// One part of what an API server says, and how old it may be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartView {
+    /// `networkpolicies.networking.k8s.io`, `pods (spec.nodeName=worker-1)`, …
+    pub part: Arc<str>,
+    /// `current`, `stale`, `refused`, …
+    pub state: String,
+    /// Why it is not current.
+    pub reason: Option<Arc<str>>,
+    /// Objects of it that could not be decoded; their last good versions stay in force.
+    #[serde(default)]
+    pub undecodable: u32,
+    /// Seconds since the API server last confirmed it, or since the start where it never did; 0 while it is current.
+    pub age_seconds: u64,
+}
+
+impl PartView {
+    /// What a part's health means now, for an agent that has run since `started`.
+    #[must_use]
+    pub fn of(health: &Health, started: Instant, now: Instant) -> Self {
+        let age = match health.state {
+            State::Current | State::Absent => Duration::ZERO,
+            State::Starting | State::Stale | State::Refused => {
+                now.saturating_duration_since(health.confirmed.unwrap_or(started))
+            }
+        };
+        Self {
+            part: health.part.clone(),
+            state: health.state.as_str().to_owned(),
+            reason: health.reason.clone(),
+            undecodable: health.undecodable,
+            age_seconds: age.as_secs(),
+        }
+    }
 }
 
 /// One probe.
@@ -52,7 +107,8 @@ impl View {
     #[must_use]
     pub fn not_ready(&self) -> Option<String> {
         if !self.snapshot.synced {
-            return Some("cluster objects are not loaded yet".to_owned());
+            let missing = self.agent.degraded().map_or(String::new(), |parts| format!(": {parts}"));
+            return Some(format!("cluster objects are not loaded yet{missing}"));
         }
         if self.agent.probes.iter().any(|p| p.active) {
             return None;
@@ -78,6 +134,8 @@ pub enum ViewError {
 pub enum Request {
     /// The view as of now.
     View(oneshot::Sender<Arc<View>>),
+    /// A copy of what decisions are made from.
+    Model(oneshot::Sender<Box<Model>>),
     /// Every attempt from now on, until the receiver is dropped.
     Watch(mpsc::Sender<Live>),
 }
@@ -114,6 +172,19 @@ impl Views {
         tokio::time::timeout(PATIENCE, ask).await.unwrap_or(Err(ViewError::Busy))
     }
 
+    /// What decisions are made from, as of now: for questions that take longer than the engine's task may.
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub async fn model(&self) -> Result<Box<Model>, ViewError> {
+        let ask = async {
+            let (answer, model) = oneshot::channel();
+            self.requests.send(Request::Model(answer)).await.map_err(|_| ViewError::Stopping)?;
+            model.await.map_err(|_| ViewError::Stopping)
+        };
+        tokio::time::timeout(PATIENCE, ask).await.unwrap_or(Err(ViewError::Busy))
+    }
+
     /// Attempts from now on. The engine never waits for the reader: what does not fit in is counted instead.
     ///
     /// # Errors
@@ -123,5 +194,39 @@ impl Views {
         let sent = tokio::time::timeout(PATIENCE, self.requests.send(Request::Watch(lines))).await;
         sent.map_err(|_| ViewError::Busy)?.map_err(|_| ViewError::Stopping)?;
         Ok(receiver)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn health(state: State, confirmed: Option<Instant>) -> Health {
+        Health {
+            part: "networkpolicies.networking.k8s.io".into(),
+            kind: None,
+            essential: true,
+            state,
+            reason: None,
+            confirmed,
+            undecodable: 0,
+        }
+    }
+
+    #[test]
+    fn a_part_ages_from_its_last_confirmation_or_from_the_start() {
+        let started = Instant::now();
+        let after = |seconds| started + Duration::from_secs(seconds);
+        for (state, confirmed, age) in [
+            (State::Current, Some(after(10)), 0),
+            (State::Stale, Some(after(60)), 40),
+            (State::Refused, None, 100),
+            (State::Starting, None, 100),
+            // A kind that the cluster does not have cannot be old.
+            (State::Absent, None, 0),
+        ] {
+            let part = PartView::of(&health(state, confirmed), started, after(100));
+            assert_eq!(part.age_seconds, age, "{state:?}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Loads and attaches the probes, each on its own: what cannot load is reported and the rest go on.
 
 use std::{
+    collections::BTreeSet,
     error::Error as _,
     fs::{self, File},
     path::{Path, PathBuf},
@@ -13,7 +14,7 @@ use aya::{
 };
 use weir_common::{ABSENT, Layout};
 
-use super::{ProbeError, ProbeSettings, ProbeStatus, btf::KernelTypes};
+use super::{ProbeError, ProbeSettings, ProbeStatus, btf::KernelTypes, symbols};
 
 /// How a program meets the kernel.
 enum Hook {
@@ -101,6 +102,8 @@ pub(super) fn load(
     settings: &ProbeSettings,
 ) -> Result<(Ebpf, Vec<ProbeStatus>), ProbeError> {
     let layout = weir_common::bytes_of(&types.layout);
+    let conntrack = symbols::addresses(&settings.kallsyms, ["ipv4_conntrack_in", "ipv6_conntrack_in"]);
+    let conntrack = conntrack.map(u64::to_ne_bytes).concat();
     // Only to resolve the tracepoints' type ids; dropped at the end, it is large.
     let btf = Btf::parse_file(&settings.btf, aya::Endianness::default())
         .map_err(|error| ProbeError::NoBtf { path: settings.btf.clone(), reason: error.to_string() })?;
@@ -109,12 +112,12 @@ pub(super) fn load(
         .btf(None)
         .verifier_log_level(VerifierLogLevel::empty())
         .override_global("LAYOUT", layout, true)
+        .override_global("CONNTRACK", conntrack.as_slice(), true)
         .map_max_entries("EVENTS", settings.ring_bytes)
         .map_max_entries("ATTEMPTS", attempts)
         .load(object)
         .map_err(|error| refused(&error))?;
-    let ports = ebpf.map_mut("PORTS").ok_or(ProbeError::Object("no map PORTS"))?;
-    watch(&mut Array::try_from(ports).map_err(|_| ProbeError::Object("map PORTS is no array"))?, settings)?;
+    watch(&mut ebpf, &settings.ports)?;
     let statuses = PROGRAMS
         .iter()
         .map(|program| {
@@ -129,13 +132,17 @@ pub(super) fn load(
     Ok((ebpf, statuses))
 }
 
-fn watch(ports: &mut Array<&mut MapData, u64>, settings: &ProbeSettings) -> Result<(), ProbeError> {
-    let mut words = std::collections::BTreeMap::<u32, u64>::new();
-    for port in &settings.ports {
-        *words.entry(u32::from(*port) / 64).or_default() |= 1 << (port % 64);
+/// Sets the bit of each port and clears those of all others.
+pub(super) fn watch(ebpf: &mut Ebpf, ports: &BTreeSet<u16>) -> Result<(), ProbeError> {
+    let map = ebpf.map_mut("PORTS").ok_or(ProbeError::Object("no map PORTS"))?;
+    let mut map: Array<&mut MapData, u64> =
+        Array::try_from(map).map_err(|_| ProbeError::Object("map PORTS is no array"))?;
+    let mut words = vec![0_u64; usize::from(u16::MAX / 64) + 1];
+    for port in ports {
+        words[usize::from(port / 64)] |= 1 << (port % 64);
     }
-    for (index, bits) in words {
-        ports.set(index, bits, 0).map_err(|error| ProbeError::Refused { reason: error.to_string() })?;
+    for (index, bits) in (0_u32..).zip(words) {
+        map.set(index, bits, 0).map_err(|error| ProbeError::Refused { reason: error.to_string() })?;
     }
     Ok(())
 }

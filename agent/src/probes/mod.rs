@@ -108,7 +108,9 @@ pub struct Counters {
     pub aggregated_drops: u64,
     /// Drops of a new kind held back by the rate limit.
     pub suppressed_drops: u64,
-    /// Runs that the kernel skipped because the same program was already running on that CPU.
+    /// Runs of the probe on dropped packets that the kernel skipped because it was already running on that CPU.
+    pub skipped_drops: u64,
+    /// The same of all other probes.
     pub skipped_runs: u64,
     /// Events whose bytes made no sense: probes and agent are of different builds.
     pub malformed_events: u64,
@@ -247,18 +249,30 @@ impl Probes {
         }
     }
 
+    /// Watches these destination ports from now on, in place of those before.
+    ///
+    /// # Errors
+    /// [`ProbeError`] when the kernel does not take them.
+    pub fn watch(&mut self, ports: &BTreeSet<u16>) -> Result<(), ProbeError> {
+        load::watch(&mut self.ebpf, ports)
+    }
+
     /// Reads the probes' counters.
     #[must_use]
     pub fn counters(&self) -> Counters {
         let sum = |index: u32| self.counters.get(&index, 0).map(|values| values.iter().sum()).unwrap_or(0);
-        let skipped = self.ebpf.programs().filter_map(|(_, program)| skipped_runs(program)).sum();
+        let skipped = |drops: bool| {
+            let programs = self.ebpf.programs().filter(|(name, _)| (*name == "packet_drop") == drops);
+            programs.filter_map(|(_, program)| skipped_runs(program)).sum()
+        };
         Counters {
             events: sum(counter::EVENTS),
             lost_events: sum(counter::LOST_EVENTS),
             lost_attempts: sum(counter::LOST_ATTEMPTS),
             aggregated_drops: sum(counter::AGGREGATED_DROPS),
             suppressed_drops: sum(counter::SUPPRESSED_DROPS),
-            skipped_runs: skipped,
+            skipped_drops: skipped(true),
+            skipped_runs: skipped(false),
             malformed_events: self.malformed,
         }
     }

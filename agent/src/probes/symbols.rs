@@ -60,6 +60,22 @@ impl Symbols {
     }
 }
 
+/// Addresses of functions, 0 for each that is not there (its module is not loaded) or whose address is withheld.
+#[must_use]
+pub fn addresses<const N: usize>(path: &Path, names: [&str; N]) -> [u64; N] {
+    let mut found = [0; N];
+    let lines = File::open(path).map(|file| BufReader::new(file).lines());
+    for line in lines.into_iter().flatten().map_while(Result::ok) {
+        let mut fields = line.split_whitespace();
+        if let (Some(address), Some(name)) = (fields.next(), fields.nth(1))
+            && let Some(index) = names.iter().position(|wanted| *wanted == name)
+        {
+            found[index] = u64::from_str_radix(address, 16).unwrap_or(0);
+        }
+    }
+    found
+}
+
 fn parse(mut lines: impl BufRead) -> (Vec<(u64, u32)>, String) {
     let (mut starts, mut names, mut line) = (Vec::new(), String::new(), String::new());
     while lines.read_line(&mut line).is_ok_and(|read| read > 0) {

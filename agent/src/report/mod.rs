@@ -1,5 +1,6 @@
 //! The result of a check in the formats that people and programs read: table, JSON, SARIF, JUnit, Markdown.
 
+pub mod fixes;
 pub mod junit;
 pub mod markdown;
 pub mod sarif;

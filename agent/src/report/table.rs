@@ -40,12 +40,24 @@ pub fn render(checked: &Checked, show: &Show) -> String {
     }
     lints(&mut page, checked, show);
     problems(&mut page, checked);
+    simulated(&mut page, &checked.report.simulated);
     if let Some(mutation) = &checked.report.mutation {
         mutations(&mut page, mutation, show);
     }
     summary(&mut page, checked);
     next(&mut page, checked, show);
     page.text
+}
+
+/// What the report takes for granted: sidecars that nobody has injected yet.
+fn simulated(page: &mut Page, workloads: &[String]) {
+    if !workloads.is_empty() {
+        let named = workloads.iter().take(MAX_PAIRS).map(|w| clean(w).into_owned()).collect::<Vec<_>>().join(", ");
+        let more = workloads.len().saturating_sub(MAX_PAIRS);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        page.line(0, &format!("sidecar injection simulated: {named}{more}"));
+        page.gap();
+    }
 }
 
 /// Lines of text, wrapped and indented.

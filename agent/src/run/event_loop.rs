@@ -1,12 +1,15 @@
-//! The one task that owns the engine. Everything reaches it here, one input at a time: probes, manifests, time, readers.
+//! The one task that owns the engine. Everything reaches it here, one input at a time: probes, cluster objects, time, readers.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
+use weir_engine::check::Model;
 use weir_engine::engine::{Engine, Input};
 use weir_engine::observation::Observation;
 use weir_engine::time::Time;
@@ -14,11 +17,17 @@ use weir_engine::verdict::State;
 
 use super::live::Watchers;
 use super::{Clock, Recorder, maybe};
-use crate::cluster::manifests::{Problem, Update};
-use crate::outputs::{AgentView, ProbeView, Request, View, log};
+use crate::cluster::change::{Change, Health, Reading, State as Part, to_value};
+use crate::cluster::manifests::Problem;
+use crate::cluster::watch::Lookups;
+use crate::outputs::{AgentView, PartView, ProbeView, Request, View, log};
 
 /// Readers that come shortly after one another get the same view.
 const VIEW_AGE: Duration = Duration::from_millis(100);
+/// Changes of objects taken in at a time: observations come between.
+const CHANGES: usize = 256;
+/// How old an answer may be that an attempt waits for.
+const ANSWER_AGE: Duration = Duration::from_secs(5);
 /// Problems logged for one update; all of them are in the snapshot.
 const MAX_LOGGED: usize = 50;
 
@@ -29,6 +38,12 @@ pub trait Observer {
 
     /// Which probes there are.
     fn probes(&self) -> Vec<ProbeView>;
+
+    /// Watches these destination ports from now on, whatever it watched before.
+    ///
+    /// # Errors
+    /// When the kernel refuses; attempts would be missed then.
+    fn watch(&mut self, ports: &BTreeSet<u16>) -> anyhow::Result<()>;
 
     /// Events lost since the start, by stage.
     fn lost(&mut self) -> Vec<(&'static str, u64)>;
@@ -42,7 +57,12 @@ pub struct EventLoop<O> {
     observer: O,
     recorder: Option<Recorder>,
     lost: Vec<(&'static str, u64)>,
+    lookups: Option<Lookups>,
+    /// How many ports are watched; they only ever become more.
+    watched: usize,
     agent: AgentView,
+    health: BTreeMap<Arc<str>, Health>,
+    started: std::time::Instant,
     latest: Option<(Instant, Arc<View>)>,
     watchers: Watchers,
 }
@@ -50,25 +70,33 @@ pub struct EventLoop<O> {
 impl<O: Observer> EventLoop<O> {
     /// A loop that has seen nothing yet.
     #[must_use]
-    pub fn new(engine: Engine, clock: Clock, observer: O, recorder: Option<Recorder>) -> Self {
+    pub fn new(
+        engine: Engine,
+        clock: Clock,
+        observer: O,
+        recorder: Option<Recorder>,
+        lookups: Option<Lookups>,
+    ) -> Self {
         let agent = AgentView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             probes: observer.probes(),
             ..AgentView::default()
         };
-        Self { engine, clock, observer, recorder, lost: Vec::new(), agent, latest: None, watchers: Watchers::default() }
-    }
-
-    /// Takes in what there was at the start.
-    pub fn load(&mut self, first: Update) {
-        let objects = first.apply.len();
-        let (files, ignored) = (first.files, first.ignored.values().sum::<usize>());
-        self.update(first);
-        let now = self.clock.now();
-        self.note(now, || Input::Synced);
-        self.engine.synced(now);
-        info!(objects, files, ignored, "cluster objects loaded");
-        self.transitions();
+        let watched = engine.watched_ports().len();
+        Self {
+            engine,
+            clock,
+            observer,
+            recorder,
+            lost: Vec::new(),
+            lookups,
+            watched,
+            agent,
+            health: BTreeMap::new(),
+            started: std::time::Instant::now(),
+            latest: None,
+            watchers: Watchers::default(),
+        }
     }
 
     /// Serves until `stop` is done.
@@ -77,16 +105,18 @@ impl<O: Observer> EventLoop<O> {
     /// When the observer fails for good.
     pub async fn run(
         mut self,
-        mut updates: mpsc::Receiver<Update>,
+        changes: &mut mpsc::Receiver<Change>,
         mut requests: mpsc::Receiver<Request>,
         stop: impl Future<Output = ()>,
     ) -> anyhow::Result<()> {
         let mut batch = Vec::new();
+        let mut changed = Vec::new();
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tokio::pin!(stop);
         loop {
             let due = [self.engine.poll_timeout(), self.watchers.poll_timeout()].into_iter().flatten().min();
             let timeout = due.map(|time| sleep_until(self.clock.instant(time)));
+            let decided = self.watchers.poll_timeout().map(|time| sleep_until(self.clock.instant(time)));
             tokio::select! {
                 () = &mut stop => break,
                 seen = self.observer.next(&mut batch) => {
@@ -95,21 +125,38 @@ impl<O: Observer> EventLoop<O> {
                     self.count_lost();
                     self.observe(&mut batch);
                 }
-                Some(update) = updates.recv() => self.update(update),
+                1.. = changes.recv_many(&mut changed, CHANGES) => changed.drain(..).for_each(|c| self.change(c)),
                 Some(request) = requests.recv() => match request {
                     Request::View(reader) => self.show(reader),
                     Request::Watch(lines) => self.watchers.add(lines),
+                    // A reader that has gone away needs no model.
+                    Request::Model(reader) => drop(reader.send(self.model())),
                 },
                 () = maybe(timeout) => self.timeout(),
+                // Told of below.
+                () = maybe(decided) => {}
                 _ = tick.tick() => {
                     self.count_lost();
                     self.flush();
                 }
             }
+            self.questions();
             self.transitions();
             self.watchers.tell(self.clock.now(), &self.engine);
+            self.watch()?;
         }
         self.flush();
+        Ok(())
+    }
+
+    /// Pairs on ports that nobody watched yet may have become known.
+    fn watch(&mut self) -> anyhow::Result<()> {
+        let ports = self.engine.watched_ports();
+        if ports.len() != self.watched {
+            debug!(ports = ports.len(), "more ports are watched");
+            self.watched = ports.len();
+            self.observer.watch(ports)?;
+        }
         Ok(())
     }
 
@@ -117,32 +164,81 @@ impl<O: Observer> EventLoop<O> {
         let now = self.clock.now();
         for observation in batch.drain(..) {
             self.note(now, || Input::Observe(observation.clone()));
+            self.meet(&observation);
             self.engine.observe(now, &observation);
             self.watchers.observe(now, &observation);
         }
     }
 
-    fn update(&mut self, update: Update) {
+    fn change(&mut self, change: Change) {
         let now = self.clock.now();
-        let Update { apply, delete, problems, ignored, files } = update;
-        if !apply.is_empty() || !delete.is_empty() {
-            debug!(applied = apply.len(), deleted = delete.len(), "cluster objects changed");
-        }
-        for key in delete {
-            self.note(now, || Input::Delete { key: key.clone() });
-            self.engine.delete(now, &key);
-        }
-        for found in apply {
-            if let Some(object) = found.value {
-                self.note(now, || Input::Apply { object, origin: found.origin.clone() });
+        match change {
+            Change::Apply { object, origin } => {
+                if self.recorder.is_some() {
+                    match to_value(&object) {
+                        Ok(object) => self.note(now, || Input::Apply { object, origin: origin.clone() }),
+                        Err(error) => {
+                            warn!(%error, "the recording ends here");
+                            self.recorder = None;
+                        }
+                    }
+                }
+                self.engine.apply(now, object, origin);
             }
-            self.engine.apply(now, found.object, found.origin);
+            Change::Delete(key) => {
+                self.note(now, || Input::Delete { key: key.clone() });
+                self.engine.delete(now, &key);
+            }
+            Change::Answered { address, somebody } => {
+                self.note(now, || Input::Answered { address, somebody });
+                self.engine.answered(now, address, somebody);
+            }
+            Change::Synced => {
+                self.note(now, || Input::Synced);
+                self.engine.synced(now);
+                let objects: u64 = self.engine.snapshot(now).objects.iter().map(|o| o.count).sum();
+                let ignored: usize = self.agent.ignored.values().sum();
+                info!(objects, files = self.agent.files, ignored, "cluster objects loaded");
+            }
+            Change::Health(health) => self.health(health),
+            Change::Read(Reading { problems, ignored, files }) => {
+                report(&self.agent.problems, &problems);
+                self.agent.problems = problems;
+                self.agent.ignored = ignored;
+                self.agent.files = files;
+            }
         }
-        report(&self.agent.problems, &problems);
-        self.agent.problems = problems;
-        self.agent.ignored = ignored;
-        self.agent.files = files;
         self.latest = None;
+    }
+
+    /// The source itself logs what goes wrong; here is said that it is over.
+    fn health(&mut self, health: Health) {
+        let bad = |state: Part| matches!(state, Part::Stale | Part::Refused);
+        let before = self.health.get(&health.part).map(|h| h.state);
+        if before.is_some_and(bad) && health.state == Part::Current {
+            info!(part = &*health.part, "the view of the cluster is current again");
+        }
+        self.health.insert(health.part.clone(), health);
+    }
+
+    /// Asks who the other end of one that is known is, before anything is made of it.
+    fn meet(&self, observation: &Observation) {
+        let Some(lookups) = &self.lookups else { return };
+        let cluster = self.engine.cluster();
+        let is_known = |a: IpAddr| cluster.pod_by_address(a).is_some() || cluster.node_by_address(a).is_some();
+        let tuple = observation.tuple();
+        let ends = [tuple.source, tuple.destination];
+        if ends.into_iter().any(is_known) {
+            ends.into_iter().for_each(|address| lookups.meet(cluster, address));
+        }
+    }
+
+    fn questions(&mut self) {
+        while let Some(address) = self.engine.poll_question() {
+            if let Some(lookups) = &self.lookups {
+                lookups.ask(address, ANSWER_AGE);
+            }
+        }
     }
 
     fn timeout(&mut self) {
@@ -170,12 +266,27 @@ impl<O: Observer> EventLoop<O> {
         let fresh = self.latest.as_ref().filter(|(at, _)| at.elapsed() < VIEW_AGE).map(|(_, view)| view.clone());
         let view = fresh.unwrap_or_else(|| {
             self.agent.probes = self.observer.probes();
+            let now = std::time::Instant::now();
+            self.agent.parts = self.health.values().map(|h| PartView::of(h, self.started, now)).collect();
             let view = Arc::new(View { snapshot: self.engine.snapshot(self.clock.now()), agent: self.agent.clone() });
             self.latest = Some((Instant::now(), view.clone()));
             view
         });
         // A reader that has gone away needs no view.
         let _ = reader.send(view);
+    }
+
+    /// A copy of all that decisions are made from: questions about it take long, and the engine's task must not.
+    fn model(&self) -> Box<Model> {
+        let engine = &self.engine;
+        let objects = engine.snapshot(self.clock.now()).objects;
+        Box::new(Model {
+            cluster: engine.cluster().clone(),
+            identity: engine.identity().clone(),
+            resolver: engine.resolver().clone(),
+            policies: engine.policies().clone(),
+            objects: objects.into_iter().map(|o| (o.kind, o.count)).collect(),
+        })
     }
 
     fn transitions(&mut self) {

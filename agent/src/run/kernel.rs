@@ -51,6 +51,10 @@ impl Observer for Kernel {
         self.probes.status().iter().map(view).collect()
     }
 
+    fn watch(&mut self, ports: &BTreeSet<u16>) -> anyhow::Result<()> {
+        Ok(self.probes.watch(ports)?)
+    }
+
     fn lost(&mut self) -> Vec<(&'static str, u64)> {
         let counters = self.probes.counters();
         // Aggregated drops are no loss: a later event carries their number.
@@ -58,6 +62,7 @@ impl Observer for Kernel {
             ("ring-buffer", counters.lost_events),
             ("attempt-map", counters.lost_attempts),
             ("drop-rate-limit", counters.suppressed_drops),
+            ("drop-recursion", counters.skipped_drops),
             ("probe-recursion", counters.skipped_runs),
             ("decode", counters.malformed_events),
         ]

@@ -21,6 +21,11 @@ use crate::outputs::live::{FlowName, Line, Live};
 const MAX_ATTEMPTS: usize = 16_384;
 /// Backends of a Service that are judged at most: one answer for all of them takes judging each.
 const MAX_BACKENDS: usize = 64;
+/// Nanoseconds.
+const SECOND: u64 = 1_000_000_000;
+
+/// Lines made in a second at most, for all who watch together: naming one costs, and the engine's task has more to do.
+const MAX_LINES: u32 = 2_000;
 
 #[derive(Debug)]
 struct Watcher {
@@ -33,11 +38,13 @@ struct Watcher {
 pub struct Watchers {
     attempts: Attempts,
     watchers: Vec<Watcher>,
+    /// Second and lines made in it.
+    made: (u64, u32),
 }
 
 impl Default for Watchers {
     fn default() -> Self {
-        Self { attempts: Attempts::new(MAX_ATTEMPTS), watchers: Vec::new() }
+        Self { attempts: Attempts::new(MAX_ATTEMPTS), watchers: Vec::new(), made: (0, 0) }
     }
 }
 
@@ -62,6 +69,12 @@ impl Watchers {
         }
         self.attempts.handle_timeout(now);
         while let Some(attempt) = self.attempts.poll() {
+            let second = now.0 / SECOND;
+            self.made = if self.made.0 == second { (second, self.made.1 + 1) } else { (second, 1) };
+            if self.made.1 > MAX_LINES || self.watchers.iter().all(|w| w.lines.capacity() == 0) {
+                self.watchers.iter_mut().for_each(|watcher| watcher.skipped += 1);
+                continue;
+            }
             let line = Arc::new(named(engine, &attempt));
             self.watchers.iter_mut().for_each(|watcher| watcher.tell(&line));
         }
@@ -225,7 +238,7 @@ mod tests {
         let (quick, mut quick_lines) = mpsc::channel(100);
         watchers.add(slow);
         watchers.add(quick);
-        let second = 1_000_000_000;
+        let second = super::SECOND;
         let mut now = Time(second);
         let mut connect = |watchers: &mut Watchers, times: u64| {
             for _ in 0..times {

@@ -5,6 +5,8 @@ mod event_loop;
 mod kernel;
 pub mod live;
 pub mod record;
+mod redact;
+mod source;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -14,11 +16,10 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tracing::{error, info};
 use weir_engine::engine::{Engine, Settings};
 
-use crate::cluster::manifests::{Keep, Severity, Update, Watch};
 use crate::outputs::socket::{BindError, Socket};
 use crate::outputs::{Views, http};
 use crate::probes::host;
@@ -27,17 +28,16 @@ pub use clock::Clock;
 pub use event_loop::{EventLoop, Observer};
 pub use kernel::Kernel;
 pub use record::Recorder;
+pub use source::{Source, connection};
 
-/// How often manifests are looked at.
-const POLL: Duration = Duration::from_millis(250);
 /// How long clients get to finish when the agent stops.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What `weir run` was told.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Files and folders with cluster objects.
-    pub manifests: Vec<PathBuf>,
+    /// Where cluster objects come from.
+    pub source: Source,
     /// Where metrics and pages are served.
     pub listen: SocketAddr,
     /// Where the command line asks.
@@ -48,6 +48,8 @@ pub struct Config {
     pub record: Option<PathBuf>,
     /// Bytes that a recording may have.
     pub record_limit: u64,
+    /// Leave out of it what verdicts are not made from.
+    pub redact: bool,
 }
 
 /// Runs the agent until SIGTERM or SIGINT. `observe` loads the probes, once everything cheaper has succeeded.
@@ -61,7 +63,23 @@ pub async fn run<O: Observer>(
     run_until(config, observe, stop_signal).await
 }
 
-/// Like [`run`], until what `stop` gives is done. It is asked when the manifests have been read and before anything is made
+/// Like [`run`], for so long at most.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_for<O: Observer>(
+    config: Config,
+    observe: impl FnOnce(&Settings) -> anyhow::Result<O>,
+    span: Duration,
+) -> anyhow::Result<()> {
+    let stop = || {
+        let signal = stop_signal()?;
+        Ok(async move { drop(tokio::time::timeout(span, signal).await) })
+    };
+    run_until(config, observe, stop).await
+}
+
+/// Like [`run`], until what `stop` gives is done. It is asked when manifests have been read and before anything is made
 /// that has to be cleaned up.
 ///
 /// # Errors
@@ -71,13 +89,12 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
     observe: impl FnOnce(&Settings) -> anyhow::Result<O>,
     stop: impl FnOnce() -> anyhow::Result<S>,
 ) -> anyhow::Result<()> {
-    let Config { manifests, listen, socket, mut settings, record, record_limit } = config;
+    let Config { source, listen, socket, mut settings, record, record_limit, redact } = config;
     let clock = Clock::start();
     settings.wall_offset_ns = clock.wall_offset_ns();
 
-    let keep = if record.is_some() { Keep::Value } else { Keep::Object };
-    let (manifests, first) = Watch::new(manifests, keep)?;
-    require_objects(&first)?;
+    settings.lookups = source.looks_up();
+    let mut source = source.start()?;
     // Until here a signal simply ends the process: there is nothing to clean up.
     let stopped = stop()?;
     let listener = TcpListener::bind(listen).await.map_err(|e| {
@@ -86,19 +103,18 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
     let address = listener.local_addr()?;
     let socket_path = socket;
     let socket = Socket::bind(&socket_path).map_err(unprivileged)?;
-    let recorder = record.map(|path| Recorder::create(&path, &settings, record_limit)).transpose()?;
+    let recorder = record.map(|path| Recorder::create(&path, &settings, record_limit, redact)).transpose()?;
     let observer = observe(&settings)?;
 
     let (views, requests) = Views::channel();
-    let updates = follow(manifests);
-    let mut event_loop = EventLoop::new(Engine::new(settings), clock, observer, recorder);
-    event_loop.load(first);
+    let lookups = source.lookups().filter(|_| settings.lookups);
+    let event_loop = EventLoop::new(Engine::new(settings), clock, observer, recorder, lookups);
     info!(version = env!("CARGO_PKG_VERSION"), http = %address, socket = %socket_path.display(), "weir runs");
 
     let (tell, told) = watch::channel(());
     let server = tokio::spawn(http::serve(listener, views.clone(), until_closed(told)));
     let ended = tokio::select! {
-        ended = event_loop.run(updates, requests, stopped) => ended,
+        ended = event_loop.run(source.changes(), requests, stopped) => ended,
         never = socket.serve(views) => match never {},
     };
     drop(tell);
@@ -110,18 +126,6 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
         info!("weir stops");
     }
     ended
-}
-
-/// Broken documents beside good ones are told of and left out. Where there is nothing else, nothing can be judged.
-fn require_objects(first: &Update) -> anyhow::Result<()> {
-    if !first.apply.is_empty() {
-        return Ok(());
-    }
-    let mut broken = first.problems.iter().filter(|p| p.severity == Severity::Error);
-    let Some(problem) = broken.next() else { return Ok(()) };
-    let more = broken.count();
-    let more = if more > 0 { format!(" (and {more} more like it)") } else { String::new() };
-    Err(anyhow!("no object could be read: {problem}{more}; mend the file, or name others with --manifests"))
 }
 
 /// Who may not even make the socket lacks more than a folder, as a rule: say first what running the agent takes.
@@ -150,24 +154,8 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Looks at the manifests from a thread of its own: parsing thousands of objects must not hold up the engine.
-fn follow(mut manifests: Watch) -> mpsc::Receiver<Update> {
-    let (send, updates) = mpsc::channel(1);
-    std::thread::spawn(move || {
-        while !send.is_closed() {
-            std::thread::sleep(POLL);
-            if let Some(update) = manifests.poll()
-                && send.blocking_send(update).is_err()
-            {
-                return;
-            }
-        }
-    });
-    updates
-}
-
 /// What a future becomes that may be absent.
-async fn maybe<F: Future>(future: Option<F>) -> F::Output {
+pub(crate) async fn maybe<F: Future>(future: Option<F>) -> F::Output {
     match future {
         Some(future) => future.await,
         None => std::future::pending().await,

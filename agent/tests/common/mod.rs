@@ -7,10 +7,11 @@ use weir::cluster::manifests::{Problem, Severity as Trouble};
 use weir::outputs::live::{FlowName, Line, Live};
 use weir::outputs::{AgentView, ProbeView, Request, View, Views};
 use weir_engine::attempt::Outcome;
-use weir_engine::cluster::Kind;
+use weir_engine::check::Model;
+use weir_engine::cluster::{Kind, Object, Origin};
 use weir_engine::observation::{DropClass, Owner, Tuple};
-use weir_engine::policy::{Admission, Selecting, Side};
-use weir_engine::requirement::Severity;
+use weir_engine::policy::{Admission, Profile, Selecting, Side};
+use weir_engine::requirement::{Catalogue, Severity};
 use weir_engine::snapshot::{
     AttemptCount, DropCount, EndView, Latency, Loss, ObjectCount, Overflow, PairView, Snapshot, StateCount, VERSION,
 };
@@ -245,6 +246,35 @@ pub fn attempts() -> Vec<Live> {
     vec![line(denied), Live::Skipped(7), line(fine), line(stranger)]
 }
 
+/// A pod under default-deny beside istiod, as an agent would know them.
+pub fn model() -> Model {
+    let pod = |namespace: &str, name: &str, address: &str, containers: serde_json::Value| {
+        serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": namespace, "name": name, "labels": {"app": name}},
+            "spec": {"containers": containers, "nodeName": "node-a"},
+            "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]},
+        })
+    };
+    let namespace = |name: &str| {
+        let labels = serde_json::json!({"kubernetes.io/metadata.name": name});
+        serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    };
+    let objects = [
+        namespace("shop"),
+        namespace("istio-system"),
+        pod("shop", "cart", "10.1.0.5", serde_json::json!([{"name": "app"}, {"name": "istio-proxy"}])),
+        pod("istio-system", "istiod", "10.2.0.7", serde_json::json!([{"name": "discovery"}])),
+        serde_json::json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "shop", "name": "default-deny"},
+            "spec": {"podSelector": {}, "policyTypes": ["Egress", "Ingress"]},
+        }),
+    ];
+    let read = |value| (Object::from_value(value).unwrap(), Origin::default());
+    Model::new(objects.map(read), Catalogue::built_in(), Profile::Spec)
+}
+
 /// Answers every request with this view.
 pub fn serve(view: View) -> Views {
     let (views, mut requests) = Views::channel();
@@ -253,6 +283,7 @@ pub fn serve(view: View) -> Views {
         while let Some(request) = requests.recv().await {
             match request {
                 Request::View(reader) => drop(reader.send(view.clone())),
+                Request::Model(reader) => drop(reader.send(Box::new(model()))),
                 Request::Watch(lines) => {
                     for live in attempts() {
                         let _ = lines.send(live).await;

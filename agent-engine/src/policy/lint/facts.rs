@@ -26,6 +26,9 @@ pub(super) struct Group<'a> {
     pub served: Vec<(Arc<str>, u16, u16, Protocol)>,
 }
 
+/// What makes pods alike to every policy: namespace, labels, host network, ports.
+type Class<'a> = (&'a Arc<str>, &'a Labels, bool, &'a Arc<[ContainerPort]>);
+
 impl Group<'_> {
     /// A container declares the port, or a Service leads to it.
     pub fn listens(&self, protocol: Protocol, port: u16) -> bool {
@@ -54,7 +57,7 @@ pub(super) struct Facts<'a> {
 impl<'a> Facts<'a> {
     pub fn new(cluster: &'a Cluster) -> Self {
         let mut groups: BTreeMap<Arc<str>, Vec<Group<'a>>> = BTreeMap::new();
-        let mut known: HashSet<(&Arc<str>, &Labels, bool, &Arc<[ContainerPort]>)> = HashSet::new();
+        let mut known: HashSet<Class<'_>> = HashSet::new();
         for pod in cluster.pods().filter(|p| !p.finished()) {
             let key = (&pod.name.namespace, &pod.labels, pod.host_network, &pod.ports);
             if known.insert(key) {

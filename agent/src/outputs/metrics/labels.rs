@@ -76,6 +76,10 @@ labels! {
     Object { kind }
 }
 labels! {
+    /// `weir_cluster_view_age_seconds`
+    Part { part }
+}
+labels! {
     /// `weir_build_info`
     Build { version }
 }

@@ -20,7 +20,7 @@ use weir_engine::snapshot::{LATENCY_BUCKETS, Latency};
 use weir_engine::verdict::State;
 
 use super::View;
-use labels::{Attempts, Build, Count, Drops, Flow, Labels, Object, Probe, Stage, denied, state_of};
+use labels::{Attempts, Build, Count, Drops, Flow, Labels, Object, Part, Probe, Stage, denied, state_of};
 
 /// Series of one metric at most, the overflow series not counted.
 #[derive(Clone, Copy, Debug)]
@@ -172,6 +172,11 @@ impl Collector for ViewCollector {
         let help = "Whether the probe is attached";
         left_out += Series::sum(probes, self.caps.other).gauge(encoder, "probe_active", help)?;
 
+        let ages = agent.parts.iter().map(|p| (Part { part: p.part.to_string() }, p.age_seconds));
+        let help = "How long the API server has not confirmed a part of the view of the cluster";
+        let ages = Series::unique(ages, self.caps.other);
+        left_out += ages.gauge_in(encoder, "cluster_view_age", help, Some(&Unit::Seconds))?;
+
         let objects = snapshot.objects.iter().map(|o| (Object { kind: o.kind.as_str().to_owned() }, o.count));
         left_out += Series::sum(objects, self.caps.other).gauge(encoder, "cluster_objects", "Cluster objects known")?;
 
@@ -225,7 +230,17 @@ impl<L: Labels> Series<L> {
     }
 
     fn gauge(&self, encoder: &mut DescriptorEncoder, name: &str, help: &str) -> Result<u64, fmt::Error> {
-        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        self.gauge_in(encoder, name, help, None)
+    }
+
+    fn gauge_in(
+        &self,
+        encoder: &mut DescriptorEncoder,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+    ) -> Result<u64, fmt::Error> {
+        let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
         for (labels, value) in self.all() {
             ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
         }

@@ -1,0 +1,279 @@
+//! What was found: as a table on the terminal, as Markdown, as JSON, and held against the floor.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use super::table::CAUSES;
+use super::{Cause, Cell, Model, Place, Truth};
+use crate::fixture::Protocol;
+
+/// Everything that a run has found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Release of the kernel.
+    pub kernel: String,
+    /// Seconds that the run took.
+    pub seconds: u64,
+    /// Events that the agents lost.
+    pub lost: u64,
+    /// Every cell.
+    pub cells: Vec<Cell>,
+    /// Denials beside floods, and what overruns did.
+    pub load: Vec<Load>,
+    /// Causes that this machine cannot make: cause, place, reason.
+    pub not_made: Vec<(String, Place, String)>,
+}
+
+/// One check under load.
+#[derive(Debug, Clone, Serialize)]
+pub struct Load {
+    /// What was going on.
+    pub what: String,
+    /// How much of it.
+    pub rate: String,
+    /// What must be so.
+    pub right: String,
+    /// What was.
+    pub found: String,
+    /// Whether it was right.
+    pub good: bool,
+}
+
+/// Cells that fare alike are one row.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Row {
+    cause: usize,
+    place: Place,
+    protocol: Protocol,
+    client: String,
+    outcome: String,
+    class: String,
+    drop: String,
+    admits: String,
+    does_not: String,
+}
+
+impl Report {
+    /// An empty one for this kernel.
+    pub fn new() -> Self {
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
+        Self { kernel, seconds: 0, lost: 0, cells: Vec::new(), load: Vec::new(), not_made: Vec::new() }
+    }
+
+    /// Cells below the floor: an accusation without a policy, or a policy's drop missed.
+    pub fn below_floor(&self) -> Vec<&Cell> {
+        let below = |cell: &&Cell| {
+            let cause = CAUSES.iter().find(|cause| cause.id == cell.cause);
+            cause.is_none_or(|cause| cause.below_floor(cell.model, &cell.said.state))
+        };
+        self.cells.iter().filter(below).collect()
+    }
+
+    /// Cells with anything wrong.
+    pub fn wrong(&self) -> Vec<&Cell> {
+        self.cells.iter().filter(|cell| !cell.faults.is_empty()).collect()
+    }
+
+    /// Checks under load that failed.
+    pub fn load_failures(&self) -> Vec<&Load> {
+        self.load.iter().filter(|load| !load.good).collect()
+    }
+
+    /// The closing lines: counts, then what is wrong.
+    pub fn summary(&self) -> String {
+        let mut text = String::new();
+        for (cause, place, reason) in &self.not_made {
+            let reason = reason.lines().next().unwrap_or_default();
+            let _ = writeln!(text, "SKIPPED: {cause} ({place}): {reason}");
+        }
+        let mut seen = BTreeSet::new();
+        for cell in self.wrong() {
+            let line = wrong_line(cell);
+            if seen.insert(line.clone()) {
+                let _ = writeln!(text, "{line}");
+            }
+        }
+        for load in self.load_failures() {
+            let _ = writeln!(text, "WRONG under load: {}: {}, right is {}", load.what, load.found, load.right);
+        }
+        let below = self.below_floor();
+        let _ = writeln!(
+            text,
+            "{} cells on {}: {} as they should be, {} not, {} below the floor; {} of {} checks under load good; {} events lost; {} s",
+            self.cells.len(),
+            self.kernel,
+            self.cells.len() - self.wrong().len(),
+            self.wrong().len(),
+            below.len(),
+            self.load.iter().filter(|load| load.good).count(),
+            self.load.len(),
+            self.lost,
+            self.seconds,
+        );
+        text
+    }
+
+    /// The whole as Markdown.
+    pub fn markdown(&self) -> String {
+        let mut text = String::from(HEAD);
+        let _ = writeln!(text, "## Linux {}\n", self.kernel);
+        let families = "IPv4 and IPv6, blocking and non-blocking connect()";
+        let _ = writeln!(
+            text,
+            "{} cells ({families}); {} as they should be, {} not; **{} below the floor**.\n",
+            self.cells.len(),
+            self.cells.len() - self.wrong().len(),
+            self.wrong().len(),
+            self.below_floor().len(),
+        );
+        for (title, wanted) in SECTIONS {
+            self.section(&mut text, title, wanted);
+        }
+        if !self.load.is_empty() {
+            text.push_str("### Under load\n\n| what | rate | must be | was | |\n|---|---|---|---|---|\n");
+            for load in &self.load {
+                let mark = if load.good { "✓" } else { "✗" };
+                let _ = writeln!(text, "| {} | {} | {} | {} | {mark} |", load.what, load.rate, load.right, load.found);
+            }
+            text.push('\n');
+        }
+        if !self.not_made.is_empty() {
+            text.push_str("### Not made on this kernel\n\n| cause | place | reason |\n|---|---|---|\n");
+            for (cause, place, reason) in &self.not_made {
+                let _ = writeln!(text, "| {cause} | {place} | {} |", reason.lines().next().unwrap_or_default());
+            }
+            text.push('\n');
+        }
+        let wrong: BTreeSet<String> = self.wrong().into_iter().map(wrong_line).collect();
+        if !wrong.is_empty() {
+            text.push_str("### Not as it should be\n\n");
+            for line in wrong {
+                let _ = writeln!(text, "* {line}");
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    fn section(&self, text: &mut String, title: &str, wanted: fn(Truth) -> bool) {
+        let rows = self.rows(wanted);
+        if rows.is_empty() {
+            return;
+        }
+        let _ = writeln!(text, "### {title}\n");
+        text.push_str("| cause | where | transport | client was told | outcome | drop class | dropped in | admitted | not admitted | |\n");
+        text.push_str("|---|---|---|---|---|---|---|---|---|---|\n");
+        for (row, good) in &rows {
+            let cause = &CAUSES[row.cause];
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+                cause.about,
+                row.place,
+                row.protocol,
+                row.client,
+                row.outcome,
+                row.class,
+                row.drop,
+                row.admits,
+                row.does_not,
+                if *good { "✓" } else { "✗" },
+            );
+        }
+        text.push('\n');
+        let reasons = CAUSES.iter().filter_map(|cause| match cause.truth {
+            Truth::Hidden(why) if wanted(cause.truth) => Some((cause.about, why)),
+            _ => None,
+        });
+        for (about, why) in reasons {
+            let _ = writeln!(text, "* {about}: {why}.");
+        }
+        text.push('\n');
+    }
+
+    /// Cells of both models and all families and kinds of connect() side by side; good if all of them are.
+    fn rows(&self, wanted: fn(Truth) -> bool) -> Vec<(Row, bool)> {
+        let mut groups: BTreeMap<(usize, Place, Protocol), Vec<&Cell>> = BTreeMap::new();
+        for cell in &self.cells {
+            let index = CAUSES.iter().position(|cause: &Cause| cause.id == cell.cause && wanted(cause.truth));
+            if let Some(index) = index {
+                groups.entry((index, cell.place, cell.protocol)).or_default().push(cell);
+            }
+        }
+        let rows = groups.into_iter().map(|((cause, place, protocol), cells)| {
+            let words = |pick: &dyn Fn(&Cell) -> Option<String>| {
+                let all: BTreeSet<String> =
+                    cells.iter().filter_map(|cell| pick(cell)).filter(|w| !w.is_empty()).collect();
+                if all.is_empty() { "–".to_owned() } else { all.into_iter().collect::<Vec<_>>().join(", ") }
+            };
+            let state = |model: Model| words(&|cell| (cell.model == model).then(|| cell.said.state.clone()));
+            let dropped = |cell: &Cell| {
+                let parts = [&cell.said.reason, &cell.said.location].map(String::as_str);
+                parts
+                    .into_iter()
+                    .filter(|part| !part.is_empty())
+                    .map(|part| format!("`{part}`"))
+                    .collect::<Vec<_>>()
+                    .join(" in ")
+            };
+            let row = Row {
+                cause,
+                place,
+                protocol,
+                client: words(&|cell| Some(cell.client.clone())),
+                outcome: words(&|cell| Some(cell.said.outcome.clone())),
+                class: words(&|cell| Some(cell.said.class.clone())),
+                drop: words(&|cell| Some(dropped(cell))),
+                admits: state(Model::Admits),
+                does_not: state(Model::DoesNotAdmit),
+            };
+            (row, cells.iter().all(|cell| cell.faults.is_empty()))
+        });
+        rows.collect()
+    }
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn wrong_line(cell: &Cell) -> String {
+    let Cell { cause, place, family, protocol, connect, model, client, said, faults, .. } = cell;
+    format!(
+        "{cause} ({place}, {family}, {protocol}, {connect}, policies {model}, client {client}): {} [{} {} {} {}{}]",
+        faults.join("; "),
+        said.outcome,
+        said.class,
+        said.reason,
+        said.location,
+        if said.reply { " reply" } else { "" },
+    )
+}
+
+type Section = (&'static str, fn(Truth) -> bool);
+
+const SECTIONS: [Section; 5] = [
+    ("Policy drops that the kernel shows", |truth| truth == Truth::Policy),
+    ("Policy drops that the kernel does not show", |truth| matches!(truth, Truth::Hidden(_))),
+    ("Answers dropped", |truth| truth == Truth::Answer),
+    ("No policy", |truth| truth == Truth::Fault),
+    ("Connections that stand", |truth| truth == Truth::Works),
+];
+
+const HEAD: &str = "<!-- Generated by `cargo xtask matrix`; do not edit. -->
+
+# How right Weir is
+
+Each cause of a failed connection is made for real between network namespaces, the running agent watches, and what it
+reports is held against what is so. Each is run twice: with policies in the agent's manifests that do not admit the flow,
+and with none (everything is admitted).
+
+The floor, which fails the build: **no cause that is not a policy is ever reported as `denied`, and no policy drop that the
+kernel shows is missed** (`denied` if the policies do not admit the flow, `unexplained` if they do). What the kernel does not
+show is `predicted`, `at-risk` or `unknown` without admission and `failing`, `silent` or `unknown` with it.
+
+";
