@@ -10,10 +10,12 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use harness::apiserver::ApiServer;
 use harness::{DriveOptions, Enforcement, Fixture, Rehearsal, agent, fixture};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use tokio::runtime::Runtime;
 
 const SCENARIO: &str = "scenarios/01-sidecar-injection";
 const FLOW: &str = "sc-02-xds-ca";
@@ -104,8 +106,8 @@ fn probe_opens_what_a_pod_needs_from_inside_its_network_namespace() -> Result<()
         let arguments = ["probe", "my-namespace/httpbin", "--timeout", "1s", "--output", "json"];
         let said = rehearsal.agent.command(&[&arguments, more].concat())?;
         let text = String::from_utf8_lossy(&said.stdout).into_owned();
-        let json = serde_json::from_str(&text)
-            .with_context(|| format!("{text}{}", String::from_utf8_lossy(&said.stderr)))?;
+        let json =
+            serde_json::from_str(&text).with_context(|| format!("{text}{}", String::from_utf8_lossy(&said.stderr)))?;
         Ok((said.status.code(), json))
     };
     let of = |json: &Value, flow: &str| -> Vec<Value> {
@@ -152,8 +154,7 @@ fn a_recording_of_its_own_is_bounded_and_tells_less_when_redacted() -> Result<()
     fs::write(&manifests, list.to_string())?;
     let file = folder.path().join("recording");
     let (file, manifests) = (text(&file)?, text(&manifests)?);
-    let mut record =
-        Running::start(&["record", file, "--manifests", manifests, "--for", "10m", "--redact"])?;
+    let mut record = Running::start(&["record", file, "--manifests", manifests, "--for", "10m", "--redact"])?;
     record.said("weir runs")?;
     rehearsal.mesh.drive(std::slice::from_ref(rehearsal.flow(FLOW)?), &DriveOptions::default())?;
     let begin = Instant::now();
@@ -174,6 +175,132 @@ fn a_recording_of_its_own_is_bounded_and_tells_less_when_redacted() -> Result<()
     ensure!(fs::metadata(file)?.len() <= 5000, "beyond its limit");
     ensure!(replay()?.status.success(), "what is there does not replay");
     Ok(())
+}
+
+#[test]
+fn screens_fit_a_terminal_and_leave_it_clean() -> Result<()> {
+    if Command::new("tmux").arg("-V").output().is_err() {
+        println!("SKIPPED: tmux is not installed");
+        return Ok(());
+    }
+    let rehearsal = begin()?;
+    rehearsal.drive_until(rehearsal.flow(FLOW)?, &DriveOptions::default(), "denied", PATIENCE)?;
+    let binary = agent::binary()?;
+    let socket = rehearsal.agent.socket();
+    let (binary, socket) = (text(&binary)?, text(&socket)?);
+    let terminal = Terminal::open()?;
+    terminal.keys(&[&format!("{binary} top --socket {socket}"), "Enter"])?;
+    let screen = terminal.until("the matrix and the pair", |screen| {
+        ["required flows", "sidecar-xds", "denied", "my-namespace/httpbin", "my-namespace/default-deny", "q quit"]
+            .iter()
+            .all(|part| screen.contains(part))
+    })?;
+    ensure!(screen.lines().all(|line| line.chars().count() <= 100), "{screen}");
+    ensure!(terminal.format("#{alternate_on}")? == "1", "top draws on a screen of its own");
+    // Attempts appear as they are made.
+    let begin = Instant::now();
+    while !terminal.screen()?.contains("httpbin → istio-system/istiod") && begin.elapsed() < PATIENCE {
+        rehearsal.mesh.drive(std::slice::from_ref(rehearsal.flow(FLOW)?), &DriveOptions::default())?;
+    }
+    terminal.keys(&["a"])?;
+    terminal.until("all pairs", |screen| !screen.contains("pairs that need attention"))?;
+    terminal.keys(&["q"])?;
+    terminal.until("a prompt", |screen| !screen.contains("required flows"))?;
+    ensure!(terminal.format("#{alternate_on} #{cursor_flag}")? == "0 1", "the terminal is not as it was");
+    // Redraws in place: a second later there is still one table.
+    terminal.keys(&[&format!("{binary} status --watch --socket {socket}"), "Enter"])?;
+    terminal.until("the table", |screen| screen.contains("STATE") && screen.contains("sidecar-xds"))?;
+    std::thread::sleep(Duration::from_millis(2500));
+    let screen = terminal.screen()?;
+    ensure!(screen.matches("STATE").count() == 1, "drawn more than once:\n{screen}");
+    Ok(())
+}
+
+#[test]
+fn the_kubectl_plugin_finds_the_agent_on_the_pods_node() -> Result<()> {
+    let runtime = Runtime::new()?;
+    let server = runtime.block_on(ApiServer::start())?;
+    let pod = |namespace: &str, name: &str, node: &str, app: &str| {
+        serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": namespace, "name": name, "labels": {"app.kubernetes.io/name": app}},
+            "spec": {"nodeName": node, "containers": [{"name": "weir", "image": "weir"}]},
+            "status": {"phase": "Running"},
+        })
+    };
+    server.try_apply(pod("shop", "cart", "node-b", "cart"))?;
+    server.try_apply(pod("weir-system", "weir-a", "node-a", "weir"))?;
+    let folder = tempfile::tempdir()?;
+    let kubeconfig = folder.path().join("kubeconfig");
+    server.write_kubeconfig(&kubeconfig, None, None)?;
+    let plugin = folder.path().join("kubectl-weir");
+    std::os::unix::fs::symlink(agent::binary()?, &plugin)?;
+    let run = |pod: &str| -> Result<(Option<i32>, String)> {
+        let said = Command::new(&plugin).arg("--kubeconfig").arg(&kubeconfig).args([pod, "status"]).output()?;
+        Ok((said.status.code(), String::from_utf8(said.stderr)?))
+    };
+    let (code, said) = run("shop/nobody")?;
+    ensure!(code == Some(2) && said.contains("there is no pod nobody in shop"), "{said}");
+    let (code, said) = run("shop/cart")?;
+    ensure!(code == Some(2) && said.contains("no agent runs on node node-b"), "{said}");
+    server.try_apply(pod("weir-system", "weir-b", "node-b", "weir"))?;
+    let (code, said) = run("shop/cart")?;
+    // This server runs nothing in pods, and says so: the right one was asked.
+    ensure!(code == Some(2) && said.contains("cannot run weir in weir-system/weir-b on node node-b"), "{said}");
+    let asked = server.requests();
+    ensure!(asked.iter().any(|r| r.contains("/namespaces/weir-system/pods/weir-b/exec")), "{asked:#?}");
+    Ok(())
+}
+
+/// A terminal of 100 columns and 40 lines.
+struct Terminal {
+    name: String,
+}
+
+impl Terminal {
+    fn open() -> Result<Self> {
+        let this = Self { name: format!("weir-test-{}", std::process::id()) };
+        this.tmux(&["new-session", "-d", "-x", "100", "-y", "40", "sh"])?;
+        Ok(this)
+    }
+
+    fn tmux(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new("tmux");
+        command.args(["-L", &self.name, "-f", "/dev/null"]).args(arguments).env("TERM", "xterm-256color");
+        let output = command.env("LC_ALL", "C.UTF-8").output()?;
+        ensure!(output.status.success(), "tmux {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    fn keys(&self, keys: &[&str]) -> Result<()> {
+        self.tmux(&[&["send-keys"], keys].concat()).map(drop)
+    }
+
+    fn screen(&self) -> Result<String> {
+        self.tmux(&["capture-pane", "-p"])
+    }
+
+    fn format(&self, format: &str) -> Result<String> {
+        Ok(self.tmux(&["display-message", "-p", format])?.trim().to_owned())
+    }
+
+    fn until(&self, what: &str, fits: impl Fn(&str) -> bool) -> Result<String> {
+        let begin = Instant::now();
+        loop {
+            let screen = self.screen()?;
+            if fits(&screen) {
+                return Ok(screen);
+            }
+            ensure!(begin.elapsed() < PATIENCE, "{what}: not so:\n{screen}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        drop(self.tmux(&["kill-server"]));
+    }
 }
 
 /// A command that runs, its lines as they come.

@@ -47,6 +47,16 @@ fn help() {
     golden(&["run", "--help"], 0, file!["golden/help-run.txt"]);
     golden(&["status", "--help"], 0, file!["golden/help-status.txt"]);
     golden(&["flows", "--help"], 0, file!["golden/help-flows.txt"]);
+    for (command, text) in [
+        ("probe", file!["golden/help-probe.txt"]),
+        ("watch", file!["golden/help-watch.txt"]),
+        ("top", file!["golden/help-top.txt"]),
+        ("record", file!["golden/help-record.txt"]),
+        ("completions", file!["golden/help-completions.txt"]),
+        ("man", file!["golden/help-man.txt"]),
+    ] {
+        golden(&[command, "--help"], 0, text);
+    }
     golden(&["doctor", "--help"], 0, file!["golden/help-doctor.txt"]);
     golden(&["replay", "--help"], 0, file!["golden/help-replay.txt"]);
     golden(&["watch", "--help"], 0, file!["golden/help-watch.txt"]);
@@ -95,6 +105,10 @@ fn what_cannot_start_says_why_on_one_line_and_exits_2() {
             "mend the file, or name others with --manifests",
         ),
         (vec!["watch", "--socket", socket], "start one with `weir run`"),
+        (vec!["top", "--socket", socket], "weir top draws on a terminal"),
+        (vec!["explain", "a/b", "c/d", "80", "--socket", socket], "start one with `weir run`"),
+        (vec!["probe", "a/b", "--socket", socket], "start one with `weir run`"),
+        (vec!["record", under_a_file, "--manifests", "/no/such/path"], "cannot read manifests from /no/such/path"),
         (vec!["man", under_a_file], "name one that can be written to"),
         (vec!["run", "--socket", socket, "--node", "a"], "no cluster to follow"),
         (vec!["run", "--kubeconfig", "/no/such/file", "--node", "a"], "cannot use the kubeconfig /no/such/file"),
@@ -331,7 +345,10 @@ fn an_agent_that_stops_ends_the_watch() {
 
 #[test]
 fn completions_and_manual_pages_know_every_command() {
-    let commands = ["run", "check", "explain", "fix", "diff", "status", "watch", "doctor", "flows", "replay"];
+    let commands = [
+        "run", "check", "explain", "fix", "diff", "status", "probe", "watch", "top", "doctor", "flows", "record",
+        "replay",
+    ];
     for shell in ["bash", "zsh", "fish"] {
         let output = run(&["completions", shell]);
         assert_eq!(output.status.code(), Some(0));

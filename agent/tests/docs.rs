@@ -29,7 +29,8 @@ fn the_command_line_reference_is_current() {
     let command = weir::cli::command();
     let names = command.get_subcommands().map(|c| c.get_name().to_owned()).filter(|n| n != "help");
     let help = |args: &[&str]| {
-        let output = Command::new(cargo_bin!("weir")).args(args).arg("--help").env_remove("WEIR_SOCKET").output().unwrap();
+        let output =
+            Command::new(cargo_bin!("weir")).args(args).arg("--help").env_remove("WEIR_SOCKET").output().unwrap();
         assert!(output.status.success(), "{args:?}");
         String::from_utf8(output.stdout).unwrap()
     };
@@ -65,7 +66,8 @@ fn the_metrics_reference_is_current() {
         let help = metrics.lines().find_map(|l| l.strip_prefix(&format!("# HELP {name} "))).unwrap_or_default();
         let sample = metrics.lines().find(|l| l.strip_prefix(name).is_some_and(|r| r.starts_with(['{', '_'])));
         let inside = sample.and_then(|l| Some(l.split_once('{')?.1.rsplit_once('}')?.0)).unwrap_or_default();
-        let labels: Vec<String> = inside.split("\",").filter_map(|l| Some(format!("`{}`", l.split_once('=')?.0))).collect();
+        let labels: Vec<String> =
+            inside.split("\",").filter_map(|l| Some(format!("`{}`", l.split_once('=')?.0))).collect();
         let labels: Vec<String> = labels.into_iter().filter(|l| l != "`le`").collect();
         let _ = writeln!(text, "| `{name}` | {kind} | {} | {help} |", labels.join(" "));
     }

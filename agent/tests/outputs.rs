@@ -11,7 +11,7 @@ use std::path::Path;
 use common::{busy, empty, serve};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
-use weir::outputs::socket::{Question, self, AskError, BindError, Socket};
+use weir::outputs::socket::{self, AskError, BindError, Question, Socket};
 use weir::outputs::{View, Views, http};
 
 fn runtime() -> Runtime {
@@ -138,6 +138,33 @@ fn the_page_proposes_a_fix_and_loads_nothing() {
 }
 
 #[test]
+fn the_page_reads_in_a_browser() {
+    if std::process::Command::new("chromium").arg("--version").output().is_err() {
+        println!("SKIPPED: chromium is not installed");
+        return;
+    }
+    let runtime = runtime();
+    let folder = tempfile::tempdir().unwrap();
+    let shoot = |name: &str, view: View| {
+        let (address, _stop) = http_server(&runtime, || serve(view));
+        let file = folder.path().join(name);
+        let output = std::process::Command::new("chromium")
+            .args(["--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,844"])
+            .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
+            .arg(format!("--screenshot={}", file.display()))
+            .arg(format!("http://{address}/"))
+            .output()
+            .unwrap();
+        std::fs::read(&file).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&output.stderr)))
+    };
+    let (denied, healthy) = (shoot("denied.png", busy()), shoot("healthy.png", empty()));
+    for picture in [&denied, &healthy] {
+        assert!(picture.starts_with(b"\x89PNG") && picture[16..24] == [0, 0, 1, 0x86, 0, 0, 3, 0x4c], "390 by 844");
+    }
+    assert!(denied != healthy && denied.len() > healthy.len(), "there is more to see where something is denied");
+}
+
+#[test]
 fn an_agent_answers_questions_about_its_live_view() {
     let runtime = runtime();
     let folder = tempfile::tempdir().unwrap();
@@ -150,7 +177,8 @@ fn an_agent_answers_questions_about_its_live_view() {
     let said = explain("shop/cart", "istio-system/istiod").unwrap();
     assert_eq!(said.exit, 1);
     assert!(said.text.contains("shop/default-deny") && said.text.contains("required: sidecar-xds"), "{}", said.text);
-    assert_eq!(said.json["targets"][0]["observed"], serde_json::json!([]), "the ends differ in kind");
+    assert_eq!(said.json["targets"][0]["observed"][0]["state"], "denied");
+    assert!(said.text.contains("sidecar-xds: denied, ") && !said.text.contains("15017"), "{}", said.text);
     let wrong = explain("shop/nobody", "istio-system/istiod").unwrap_err().to_string();
     assert!(wrong.contains("no pod, workload or Service nobody"), "{wrong}");
     let plan = |from: &str| socket::question(&path, &Question::Plan { from: Some(from.to_owned()), flows: Vec::new() });

@@ -70,12 +70,7 @@ impl Explain {
         let explanation = explain::explain(&loaded.model, &from, &to, port)?;
         match output {
             Output::Table => {
-                out::print(&explain::render(
-                    &explanation,
-                    &loaded.model.cluster,
-                    &loaded.inputs,
-                    &source.arguments(),
-                ))?;
+                out::print(&explain::render(&explanation, &loaded.model.cluster, &loaded.inputs, &source.arguments()))?;
             }
             Output::Json => out::json(&explanation)?,
         }

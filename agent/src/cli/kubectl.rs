@@ -12,6 +12,7 @@ use kube::{Api, Client, Config, ResourceExt as _};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Exit;
+use crate::run::chain;
 
 /// The name under which kubectl finds it.
 const NAME: &str = "kubectl-weir";
@@ -73,13 +74,14 @@ impl Kubectl {
         let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
         let config = match kubeconfig {
             Some(path) => {
-                let read = Kubeconfig::read_from(&path);
-                Config::from_custom_kubeconfig(read.with_context(|| format!("cannot use {}", path.display()))?, &options)
-                    .await
+                let unusable = |cause: String| anyhow!("cannot use the kubeconfig {}: {cause}", path.display());
+                let read = Kubeconfig::read_from(&path).map_err(|e| unusable(chain(&e)))?;
+                Config::from_custom_kubeconfig(read, &options).await
             }
             None => Config::from_kubeconfig(&options).await,
         };
-        let config = config.context("no cluster to ask; name its kubeconfig with --kubeconfig")?;
+        let config =
+            config.map_err(|e| anyhow!("no cluster to ask: {}; name its kubeconfig with --kubeconfig", chain(&e)))?;
         let (namespace, pod) = match pod.split_once('/') {
             Some((namespace, pod)) => (namespace.to_owned(), pod.to_owned()),
             None => (namespace.unwrap_or_else(|| config.default_namespace.clone()), pod),
@@ -93,10 +95,10 @@ impl Kubectl {
         }
         command.insert(0, COMMAND.to_owned());
         let params = AttachParams::default().container(COMMAND).stdin(false).stderr(true);
-        let mut attached = Api::<Pod>::namespaced(client, &home)
-            .exec(&name, command, &params)
-            .await
-            .with_context(|| format!("cannot run weir in {home}/{name} on node {node}; may you use kubectl exec there?"))?;
+        let mut attached =
+            Api::<Pod>::namespaced(client, &home).exec(&name, command, &params).await.with_context(|| {
+                format!("cannot run weir in {home}/{name} on node {node}; may you use kubectl exec there?")
+            })?;
         let status = attached.take_status().context("the API server tells no exit code")?;
         let (out, err) = (attached.stdout(), attached.stderr());
         let (out, err) = (copy(out, tokio::io::stdout()), copy(err, tokio::io::stderr()));
@@ -121,7 +123,9 @@ async fn find(client: Client, namespace: &str, name: &str, agents: &str) -> anyh
     let running = |p: &Pod| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
     match found.into_iter().find(running) {
         Some(agent) => Ok((node, agent)),
-        None => bail!("no agent runs on node {node} (pods with {agents}); is the DaemonSet there? --agents LABELS names others"),
+        None => bail!(
+            "no agent runs on node {node} (pods with {agents}); is the DaemonSet there? --agents LABELS names others"
+        ),
     }
 }
 
@@ -136,7 +140,8 @@ fn exit(status: &Status) -> Exit {
         return Exit::Fine;
     }
     let causes = status.details.iter().flat_map(|d| d.causes.iter().flatten());
-    let code = causes.filter(|c| c.reason.as_deref() == Some("ExitCode")).find_map(|c| c.message.as_deref()?.parse().ok());
+    let code =
+        causes.filter(|c| c.reason.as_deref() == Some("ExitCode")).find_map(|c| c.message.as_deref()?.parse().ok());
     code.map_or(Exit::Failed, Exit::of)
 }
 

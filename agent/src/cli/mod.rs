@@ -63,7 +63,7 @@ enum Command {
     Doctor(doctor_args::Doctor),
     /// List the flows that a mesh needs, explain one, or find one by its symptom
     Flows(flows::Flows),
-    /// Record what the agent on this node sees, for `weir replay`
+    /// Record what verdicts on this node are made from, for `weir replay`
     Record(record::Record),
     /// Feed a recording to the engine again
     Replay(replay::Replay),

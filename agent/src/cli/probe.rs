@@ -10,10 +10,10 @@ use clap::Args;
 use serde::Serialize;
 use weir_engine::policy::Admission;
 
+use super::Exit;
 use super::manifests::{Reading, Source};
 use super::out::{self, Output};
 use super::run::duration;
-use super::Exit;
 use crate::outputs::socket::{self, Question};
 use crate::outputs::text::clean;
 use crate::probe::plan::{self, Plan};
@@ -152,7 +152,10 @@ fn page(results: &[probe::Result], left: &[String]) -> String {
             2,
             word,
             style,
-            &format!("{} → {} {}/{}: {}, {took}", check.flow, check.destination, check.to, check.protocol, answered.said),
+            &format!(
+                "{} → {} {}/{}: {}, {took}",
+                check.flow, check.destination, check.to, check.protocol, answered.said
+            ),
         );
         let admission = match check.admission {
             Admission::Admitted => "the policies admit it".to_owned(),
@@ -180,7 +183,9 @@ fn page(results: &[probe::Result], left: &[String]) -> String {
     let next = match (tried, fine) {
         (0, _) => "Nothing was opened: no required flow begins at a pod of this machine. Next: weir status --all",
         (tried, fine) if tried == fine => "Every connection did what its flow needs.",
-        _ => "Next: weir explain FROM TO PORT says why policies do not admit one; weir watch shows where it is dropped.",
+        _ => {
+            "Next: weir explain FROM TO PORT says why policies do not admit one; weir watch shows where it is dropped."
+        }
     };
     page.line(0, &format!("{fine} of {tried} fine. {next}"));
     page.text

@@ -69,8 +69,7 @@ impl Record {
             .build()
             .context("cannot start the event loop")?;
         let source = source(manifests, kubeconfig.as_deref(), WhichPods::Own, &mut node, &runtime)?;
-        let settings =
-            Settings { watched_ports: WATCHED_PORTS.to_vec(), nodes: node, flows, ..Settings::default() };
+        let settings = Settings { watched_ports: WATCHED_PORTS.to_vec(), nodes: node, flows, ..Settings::default() };
         let btf = ProbeSettings::default().btf;
         let load = |settings: &Settings| Kernel::load(settings.watched_ports.iter().copied(), btf).map_err(Into::into);
         // Nobody asks what only records; where it could be asked goes away with it.

@@ -103,7 +103,10 @@ fn observed(page: &mut Page, answer: &Answer) {
     page.gap();
     if answer.required.is_empty() {
         let port = answer.port;
-        page.line(2, &format!("seen: nothing is kept of what no mesh needs; weir watch --port {port} shows it as it comes"));
+        page.line(
+            2,
+            &format!("seen: nothing is kept of what no mesh needs; weir watch --port {port} shows it as it comes"),
+        );
     } else if answer.observed.is_empty() {
         page.line(2, "seen: nothing; neither end is on this agent's node, or the pair is new");
     }

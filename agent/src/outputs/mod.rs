@@ -1,8 +1,8 @@
 //! What leaves the agent: metrics, pages, the socket's answers, log lines. All of it reads [`View`]s; nothing here knows the
 //! engine.
 
-pub mod http;
 mod answer;
+pub mod http;
 pub mod live;
 pub mod log;
 pub mod metrics;

@@ -62,9 +62,9 @@ pub fn page(view: &View, repair: Option<&Repair>) -> Result<String, fmt::Error> 
     }
     match repair {
         Some(repair) => fix(&mut out, repair)?,
-        None => {
-            out.push_str("<h2>Proposed fix</h2><p>This cluster is too large to work it out here: <code>weir fix</code> does.")
-        }
+        None => out.push_str(
+            "<h2>Proposed fix</h2><p>This cluster is too large to work it out here: <code>weir fix</code> does.",
+        ),
     }
     out.push_str("<p><a href=\"/metrics\">metrics</a> <a href=\"/snapshot\">snapshot</a></html>\n");
     Ok(out)

@@ -98,7 +98,8 @@ pub fn plan(model: &Model, from: Option<&str>, flows: &[String]) -> anyhow::Resu
             }
             let Some((pod, address)) = pod_of(model, source) else { continue };
             // The nearest of several is as good as any: they are one workload.
-            let destination = pair.destinations.iter().find(|d| !same(d, source) && address_of(model, d, address).is_some());
+            let destination =
+                pair.destinations.iter().find(|d| !same(d, source) && address_of(model, d, address).is_some());
             let Some(destination) = destination else {
                 plan.left.push(format!("{} of {}: {} has no address", r.id, pod.name, pair.key.destination));
                 continue;
@@ -121,8 +122,7 @@ fn check(
 ) -> Option<Check> {
     let target = address_of(model, destination, address)?;
     let (protocol, port) = (pair.key.protocol, pair.key.port);
-    let flow =
-        Flow { source: source.clone(), destination: destination.clone(), protocol, port, dialled: None };
+    let flow = Flow { source: source.clone(), destination: destination.clone(), protocol, port, dialled: None };
     let decision: Decision = model.policies.decide(&model.cluster, &flow);
     let mut policies: Vec<String> =
         decision.denying().flat_map(|(_, side)| side.selecting()).map(Name::to_string).collect();
@@ -183,7 +183,10 @@ fn address_of(model: &Model, end: &Endpoint, source: IpAddr) -> Option<IpAddr> {
 fn names(model: &Model, destination: &Endpoint, port: u16) -> Vec<String> {
     let Endpoint::Pod { name: pod, .. } = destination else { return Vec::new() };
     let services = model.cluster.services_in(&pod.namespace).filter(|service| {
-        service.ports.iter().any(|entry| model.cluster.selected(service, entry).any(|(p, to)| p.name == *pod && to == port))
+        service
+            .ports
+            .iter()
+            .any(|entry| model.cluster.selected(service, entry).any(|(p, to)| p.name == *pod && to == port))
     });
     services.map(|s| format!("{}.{}.svc", s.name.name, s.name.namespace)).collect()
 }

@@ -1,10 +1,10 @@
 //! The sentences that all formats share.
 
 use weir_engine::check::{Case, Finding, PairReport};
+use weir_engine::observation::Tuple;
 use weir_engine::policy::diff::WorkloadDifference;
 use weir_engine::policy::lint::Lint;
 use weir_engine::policy::{Admission, Miss, Selecting, Side, Why};
-use weir_engine::observation::Tuple;
 use weir_engine::snapshot::{EndView, EvidenceView};
 use weir_engine::words::{Direction, Workload};
 

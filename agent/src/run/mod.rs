@@ -28,6 +28,7 @@ pub use clock::Clock;
 pub use event_loop::{EventLoop, Observer};
 pub use kernel::Kernel;
 pub use record::Recorder;
+pub(crate) use source::chain;
 pub use source::{Source, connection};
 
 /// How long clients get to finish when the agent stops.

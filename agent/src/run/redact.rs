@@ -10,7 +10,8 @@ use weir_engine::observation::{Observation, Owner};
 const METADATA: [&str; 7] =
     ["name", "namespace", "labels", "annotations", "ownerReferences", "creationTimestamp", "deletionTimestamp"];
 /// Domains whose annotations are settings.
-const DOMAINS: [&str; 7] = ["istio.io", "weir.io", "prometheus.io", "kyma-project.io", "helm.sh", "kubernetes.io", "argoproj.io"];
+const DOMAINS: [&str; 7] =
+    ["istio.io", "weir.io", "prometheus.io", "kyma-project.io", "helm.sh", "kubernetes.io", "argoproj.io"];
 /// What is said of a container.
 const CONTAINER: [&str; 4] = ["name", "ports", "restartPolicy", "env"];
 /// What is said of a pod's shape.
@@ -66,7 +67,8 @@ fn is_setting(key: &str, text: &Value) -> bool {
 fn container(container: &mut Value) {
     let Some(map) = container.as_object_mut() else { return };
     map.retain(|key, _| CONTAINER.contains(&key.as_str()));
-    let wanted = |entry: &Map<String, Value>| entry.get("name").and_then(Value::as_str).is_some_and(|n| SETTINGS.contains(&n));
+    let wanted =
+        |entry: &Map<String, Value>| entry.get("name").and_then(Value::as_str).is_some_and(|n| SETTINGS.contains(&n));
     if let Some(Value::Array(env)) = map.get_mut("env") {
         env.retain(|entry| entry.as_object().is_some_and(wanted));
     }

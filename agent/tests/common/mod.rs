@@ -251,7 +251,12 @@ pub fn model() -> Model {
     let pod = |namespace: &str, name: &str, address: &str, containers: serde_json::Value| {
         serde_json::json!({
             "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"namespace": namespace, "name": name, "labels": {"app": name}},
+            "metadata": {
+                "namespace": namespace, "name": format!("{name}-1-a"), "labels": {"app": name, "pod-template-hash": "1"},
+                "ownerReferences": [{
+                    "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{name}-1"), "uid": "", "controller": true,
+                }],
+            },
             "spec": {"containers": containers, "nodeName": "node-a"},
             "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]},
         })
