@@ -60,6 +60,7 @@ pub struct Explanation {
     /// One per pod port that it leads to.
     targets: Vec<Answer>,
     /// Who is asked is an agent, whose kernel may have seen something.
+    #[serde(skip)]
     live: bool,
 }
 
