@@ -15,6 +15,7 @@ use std::sync::Arc;
 use common::busy;
 use snapbox::cmd::cargo_bin;
 use snapbox::{assert_data_eq, file};
+use weir::outputs::PartView;
 use weir::outputs::metrics::{Format, Metrics};
 
 /// What a block can need.
@@ -56,7 +57,15 @@ fn every_command_has_two_examples_or_more() {
 
 #[test]
 fn the_metrics_reference_is_current() {
-    let metrics = Metrics::default().encode(&Arc::new(busy()), Format::Prometheus).unwrap();
+    let mut view = busy();
+    view.agent.parts.push(PartView {
+        part: "pods".into(),
+        state: "stale".to_owned(),
+        reason: None,
+        undecodable: 0,
+        age_seconds: 1,
+    });
+    let metrics = Metrics::default().encode(&Arc::new(view), Format::Prometheus).unwrap();
     let mut text = "# Metrics\n\nGenerated from what the agent serves at `/metrics` by a test. Every label set has a hard cap; \
                     what goes beyond it\nis counted in one series whose labels are all `overflow`. No address is ever a label.\n\n\
                     | metric | type | labels | meaning |\n|---|---|---|---|\n"

@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub use compare::{Changed, Comparison, compare};
 pub use mutation::{Mutation, Need, RuleMutation};
 pub use pairs::judge_all;
-pub use repair::{Left, Repair, Repaired, repair};
+pub use repair::{Left, Repair, Repaired, repair, repair_flows};
 pub use report::{
     Brief, Case, Counts, Finding, InstanceView, PairReport, Report, SeverityCount, SideKind, VERSION, Verdict, instance,
 };

@@ -9,10 +9,10 @@ use super::Model;
 use super::report::instance;
 use crate::cluster::{Cluster, Object, Origin};
 use crate::policy::diff::{WorkloadDifference, by_workload, diff};
-use crate::policy::fix::{PatchKind, Unfixable};
+use crate::policy::fix::{Patch, PatchKind, Unfixable};
 use crate::policy::{Admission, Endpoint, Flow};
 use crate::requirement::{End, Pair, PairKey};
-use crate::words::{Direction, Name};
+use crate::words::{Direction, Name, Protocol, Workload};
 
 /// Version of the shape.
 pub const VERSION: u32 = 1;
@@ -67,77 +67,125 @@ pub struct Left {
 /// Makes patches for the denied required flows that `wanted` picks; the model ends up with them applied.
 #[must_use]
 pub fn repair(model: &mut Model, wanted: impl Fn(&Pair) -> bool) -> Repair {
-    let before = model.clone();
-    let mut out = Repair { version: VERSION, ..Repair::default() };
-    let mut done: BTreeMap<Name, Repaired> = BTreeMap::new();
     let pairs = model.pairs();
     let mut denied: Vec<&Pair> = pairs.values().filter(|p| wanted(p) && first_denied(model, p).is_some()).collect();
     denied.sort_by_key(|p| (p.requirement.severity, &p.key));
-    out.denied_before = denied.len();
+    let mut bench = Bench::new(model);
+    bench.out.denied_before = denied.len();
     let mut made = 0;
     for (index, pair) in denied.iter().enumerate() {
         if made >= MAX_PATCHES {
-            let rest = denied[index..].iter().filter(|p| first_denied(model, p).is_some());
-            out.left_out = rest.count();
+            let rest = denied[index..].iter().filter(|p| first_denied(bench.model, p).is_some());
+            bench.out.left_out = rest.count();
             break;
         }
-        made += open(model, pair, &mut done, &mut out.unfixable);
+        made += bench.open(&pair.key.flow, |model| first_denied(model, pair));
     }
-    for repaired in done.values_mut() {
-        tidy(repaired, &before.cluster);
-        let change = model.cluster.apply(Object::NetworkPolicy(Box::new(repaired.policy.clone())), Origin::default());
-        model.policies.update(&model.cluster, &change);
-    }
-    out.denied_after = denied.iter().filter(|p| first_denied(model, p).is_some()).count();
-    let differences = diff((&before.cluster, &before.policies), (&model.cluster, &model.policies));
-    out.beyond = beyond(by_workload(&model.cluster, &differences), &pairs);
-    out.policies = done.into_values().collect();
-    out
+    bench.tidy();
+    bench.out.denied_after = denied.iter().filter(|p| first_denied(bench.model, p).is_some()).count();
+    bench.finish(&required(&pairs))
 }
 
-/// Opens one pair; says how many patches it took.
-fn open(model: &mut Model, pair: &Pair, done: &mut BTreeMap<Name, Repaired>, unfixable: &mut Vec<Left>) -> usize {
-    let label = |flow: &Flow| {
-        let ends = instance(&flow.source, &flow.destination);
-        format!("{} {} → {} {} {}", pair.key.flow, ends.source, ends.destination, flow.protocol, flow.port)
-    };
-    for made in 0..MAX_PER_PAIR {
-        let Some(flow) = first_denied(model, pair) else { return made };
-        let fix = match model.policies.fix(&model.cluster, &flow) {
-            Ok(fix) => fix,
-            Err(Unfixable::Admitted) => return made,
-            Err(error) => {
-                unfixable.push(Left { flow: label(&flow), why: error.to_string() });
-                return made;
-            }
+/// Makes patches for connections, required or not; the model ends up with them applied.
+#[must_use]
+pub fn repair_flows(model: &mut Model, flows: &[Flow]) -> Repair {
+    let mut asked = required(&model.pairs());
+    asked.extend(flows.iter().map(|f| {
+        let workload = |end: &Endpoint| match end {
+            Endpoint::Pod { name, .. } => model.cluster.pod(name).map(|p| p.workload.clone()),
+            _ => None,
         };
-        for patch in fix.patches {
-            let object = Object::NetworkPolicy(Box::new(patch.policy.clone()));
-            let name = object.key().name;
-            let entry = done.entry(name).or_insert_with(|| Repaired {
-                policy: patch.policy.clone(),
-                created: patch.kind == PatchKind::Policy,
-                rules: Vec::new(),
-                opens: Vec::new(),
-                managed: Vec::new(),
-            });
-            entry.policy = patch.policy;
-            match patch.kind {
-                PatchKind::Rule(index) => entry.rules.push((patch.direction, index)),
-                PatchKind::Policy => entry.rules.push((patch.direction, 0)),
+        (workload(&f.source), workload(&f.destination), f.protocol, f.port)
+    }));
+    let denied = |model: &Model| flows.iter().filter(|f| is_denied(model, f)).count();
+    let before = denied(model);
+    let mut bench = Bench::new(model);
+    bench.out.denied_before = before;
+    if before > 0 {
+        bench.open("", |model| flows.iter().find(|f| is_denied(model, f)).cloned());
+        bench.tidy();
+    }
+    bench.out.denied_after = denied(bench.model);
+    bench.finish(&asked)
+}
+
+/// Where patches are made and tried out, each on those before.
+struct Bench<'a> {
+    before: Model,
+    model: &'a mut Model,
+    done: BTreeMap<Name, Repaired>,
+    out: Repair,
+}
+
+impl<'a> Bench<'a> {
+    fn new(model: &'a mut Model) -> Self {
+        let out = Repair { version: VERSION, ..Repair::default() };
+        Self { before: model.clone(), model, done: BTreeMap::new(), out }
+    }
+
+    fn apply(&mut self, policy: &NetworkPolicy) {
+        let object = Object::NetworkPolicy(Box::new(policy.clone()));
+        let change = self.model.cluster.apply(object, Origin::default());
+        self.model.policies.update(&self.model.cluster, &change);
+    }
+
+    /// Opens what `next` names until it names nothing more; says how many times it took.
+    fn open(&mut self, id: &str, next: impl Fn(&Model) -> Option<Flow>) -> usize {
+        for made in 0..MAX_PER_PAIR {
+            let Some(flow) = next(self.model) else { return made };
+            let ends = instance(&flow.source, &flow.destination);
+            let label = format!("{id} {} → {} {} {}", ends.source, ends.destination, flow.protocol, flow.port);
+            let label = label.trim_start().to_owned();
+            match self.model.policies.fix(&self.model.cluster, &flow) {
+                Ok(fix) => fix.patches.into_iter().for_each(|patch| self.take(patch, &label)),
+                Err(Unfixable::Admitted) => return made,
+                Err(error) => {
+                    self.out.unfixable.push(Left { flow: label, why: error.to_string() });
+                    return made;
+                }
             }
-            entry.managed.extend(patch.managed);
-            entry.managed.sort_unstable();
-            entry.managed.dedup();
-            let label = label(&flow);
-            if !entry.opens.contains(&label) {
-                entry.opens.push(label);
-            }
-            let change = model.cluster.apply(object, Origin::default());
-            model.policies.update(&model.cluster, &change);
+        }
+        MAX_PER_PAIR
+    }
+
+    fn take(&mut self, patch: Patch, label: &str) {
+        let name = Object::NetworkPolicy(Box::new(patch.policy.clone())).key().name;
+        self.apply(&patch.policy);
+        let entry = self.done.entry(name).or_insert_with(|| Repaired {
+            policy: patch.policy.clone(),
+            created: patch.kind == PatchKind::Policy,
+            rules: Vec::new(),
+            opens: Vec::new(),
+            managed: Vec::new(),
+        });
+        entry.policy = patch.policy;
+        match patch.kind {
+            PatchKind::Rule(index) => entry.rules.push((patch.direction, index)),
+            PatchKind::Policy => entry.rules.push((patch.direction, 0)),
+        }
+        entry.managed.extend(patch.managed);
+        entry.managed.sort_unstable();
+        entry.managed.dedup();
+        if !entry.opens.iter().any(|l| l == label) {
+            entry.opens.push(label.to_owned());
         }
     }
-    MAX_PER_PAIR
+
+    fn tidy(&mut self) {
+        for repaired in self.done.values_mut() {
+            tidy(repaired, &self.before.cluster);
+        }
+        let policies: Vec<NetworkPolicy> = self.done.values().map(|r| r.policy.clone()).collect();
+        policies.iter().for_each(|p| self.apply(p));
+    }
+
+    fn finish(mut self, asked: &Asked) -> Repair {
+        let (before, after) = (&self.before, &*self.model);
+        let differences = diff((&before.cluster, &before.policies), (&after.cluster, &after.policies));
+        self.out.beyond = beyond(by_workload(&after.cluster, &differences), asked);
+        self.out.policies = self.done.into_values().collect();
+        self.out
+    }
 }
 
 /// Puts new rules together that differ in their ports or in their peers only: they mean the same as one.
@@ -208,23 +256,31 @@ fn first_denied(model: &Model, pair: &Pair) -> Option<Flow> {
         port: pair.key.port,
         dialled: None,
     };
-    let mut flows = pair.instances().map(flow);
-    flows.find(|f| model.policies.admits(&model.cluster, f) == Admission::NotAdmitted)
+    pair.instances().map(flow).find(|f| is_denied(model, f))
 }
 
-/// What opens, without the required flows: workload to workload on a port that one of them has.
-fn beyond(all: Vec<WorkloadDifference>, pairs: &BTreeMap<PairKey, Pair>) -> Vec<WorkloadDifference> {
+fn is_denied(model: &Model, flow: &Flow) -> bool {
+    model.policies.admits(&model.cluster, flow) == Admission::NotAdmitted
+}
+
+/// Flows from workload to workload; what is no pod has none.
+type Asked = BTreeSet<(Option<Workload>, Option<Workload>, Protocol, u16)>;
+
+fn required(pairs: &BTreeMap<PairKey, Pair>) -> Asked {
     let workload = |end: &End| match end {
         End::Workload(w) => Some(w.clone()),
         End::ApiServer | End::Kubelet | End::Node | End::External | End::NodeLocalDns => None,
     };
-    let required: BTreeSet<_> =
-        pairs.keys().map(|k| (workload(&k.source), workload(&k.destination), k.protocol, k.port)).collect();
+    pairs.keys().map(|k| (workload(&k.source), workload(&k.destination), k.protocol, k.port)).collect()
+}
+
+/// What opens besides the flows that were asked for.
+fn beyond(all: Vec<WorkloadDifference>, asked: &Asked) -> Vec<WorkloadDifference> {
     let mut rest = Vec::new();
     for mut d in all {
         d.ports.retain(|p| {
             let is = (d.source.clone(), d.destination.clone(), d.protocol, p.first);
-            p.first != p.last || !required.contains(&is)
+            p.first != p.last || !asked.contains(&is)
         });
         if !d.ports.is_empty() {
             rest.push(d);

@@ -70,7 +70,12 @@ impl Explain {
         let explanation = explain::explain(&loaded.model, &from, &to, port)?;
         match output {
             Output::Table => {
-                out::print(&explain::render(&explanation, &loaded.model.cluster, &loaded.inputs, &source.arguments()))?;
+                out::print(&explain::render(
+                    &explanation,
+                    &loaded.model.cluster,
+                    &loaded.inputs,
+                    &source.arguments(),
+                )?)?;
             }
             Output::Json => out::json(&explanation)?,
         }

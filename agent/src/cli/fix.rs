@@ -7,7 +7,7 @@ use weir_engine::check::{Repair, repair};
 use super::manifests::Source;
 use super::{Exit, out};
 use crate::outputs::text::clean;
-use crate::report::fixes;
+use crate::report::patches;
 use crate::report::words::{self, count};
 
 /// Proposes the smallest policies that open the denied flows which the mesh needs.
@@ -61,7 +61,7 @@ impl Fix {
             flow.is_empty() || flow.iter().any(|id| **id == *pair.requirement.id || **id == *pair.requirement.code)
         });
         match output {
-            Format::Yaml => out::print(&fixes::yaml(&repair)?)?,
+            Format::Yaml => out::print(&patches::yaml(&repair.policies)?)?,
             Format::Json => out::json(&repair)?,
         }
         tell(&repair);

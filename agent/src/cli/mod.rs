@@ -21,6 +21,7 @@ mod run;
 mod status;
 mod table;
 mod top;
+mod usage;
 mod watch;
 
 use std::process::ExitCode;
@@ -116,12 +117,19 @@ pub fn kubectl_command() -> clap::Command {
 /// Parses the command line and runs it.
 #[must_use]
 pub fn main() -> ExitCode {
-    let ended = if kubectl::is_called() { kubectl::Kubectl::parse().run() } else { dispatch() };
-    end(ended)
+    if kubectl::is_called() {
+        return match kubectl::Kubectl::try_parse() {
+            Ok(plugin) => end(plugin.run()),
+            Err(error) => usage::tell(&error),
+        };
+    }
+    match Cli::try_parse() {
+        Ok(Cli { command }) => end(dispatch(command)),
+        Err(error) => usage::tell(&error),
+    }
 }
 
-fn dispatch() -> anyhow::Result<Exit> {
-    let Cli { command } = Cli::parse();
+fn dispatch(command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::Run(command) => command.run(),
         Command::Check(command) => command.run(),

@@ -7,9 +7,9 @@ use std::str::FromStr;
 
 use anyhow::bail;
 use serde::Serialize;
-use weir_engine::check::{Case, Model, Verdict, judge_all};
+use weir_engine::check::{Case, Model, Repair, Verdict, judge_all, repair_flows};
 use weir_engine::ledger::end_view;
-use weir_engine::policy::Endpoint;
+use weir_engine::policy::{Endpoint, Flow};
 use weir_engine::requirement::{PairKey, Severity, same};
 use weir_engine::snapshot::{PairView, Snapshot};
 use weir_engine::words::Protocol;
@@ -59,6 +59,8 @@ pub struct Explanation {
     port: u16,
     /// One per pod port that it leads to.
     targets: Vec<Answer>,
+    /// The smallest policies that open it, tried out, where it is denied.
+    fix: Option<Repair>,
     /// Who is asked is an agent, whose kernel may have seen something.
     #[serde(skip)]
     live: bool,
@@ -113,12 +115,21 @@ pub fn explain(model: &Model, from: &str, to: &str, port: Port) -> anyhow::Resul
     };
     let destination = ends::parse(model, to)?;
     let targets = ends::targets(&model.cluster, &destination, port.protocol, port.number)?;
-    let mut answers = Vec::new();
+    let (mut answers, mut flows) = (Vec::new(), Vec::new());
     for target in targets {
         let pairs =
             || sources.iter().flat_map(|s| target.ends.iter().map(move |d| (s, d))).filter(|(s, d)| !same(s, d));
         let (instances, cases) = judge_all(model, pairs(), port.protocol, target.port, MAX_INSTANCES);
         let Some(first) = cases.first() else { continue };
+        if first.verdict == Verdict::Denied {
+            flows.extend(pairs().map(|(source, destination)| Flow {
+                source: source.clone(),
+                destination: destination.clone(),
+                protocol: port.protocol,
+                port: target.port,
+                dialled: None,
+            }));
+        }
         let (required, keys) = required(model, pairs(), port.protocol, target.port);
         answers.push(Answer {
             verdict: first.verdict,
@@ -143,6 +154,7 @@ pub fn explain(model: &Model, from: &str, to: &str, port: Port) -> anyhow::Resul
         protocol: port.protocol,
         port: port.number,
         targets: answers,
+        fix: (!flows.is_empty()).then(|| repair_flows(&mut model.clone(), &flows)),
         live: false,
     })
 }

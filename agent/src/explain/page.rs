@@ -1,20 +1,27 @@
 //! The page of `weir explain`: the verdict, then each side with its nearest miss, then what to do.
 
-use weir_engine::check::{Case, Verdict};
+use weir_engine::check::{Case, Repair, Verdict};
 use weir_engine::cluster::Cluster;
 use weir_engine::policy::Side;
 use weir_engine::words::{Direction, Name};
 
 use super::{Answer, Explanation, ends_of};
 use crate::report::table::Page;
-use crate::report::{Inputs, words};
+use crate::report::{Inputs, patches, words};
 
 /// Misses told beside the nearest.
 const MAX_MISSES: usize = 8;
 
 /// The page; `arguments` are those that name the manifests, empty where an agent was asked.
-#[must_use]
-pub fn render(explanation: &Explanation, cluster: &Cluster, inputs: &Inputs, arguments: &str) -> String {
+///
+/// # Errors
+/// When a proposed policy cannot be written as YAML.
+pub fn render(
+    explanation: &Explanation,
+    cluster: &Cluster,
+    inputs: &Inputs,
+    arguments: &str,
+) -> anyhow::Result<String> {
     let mut page = Page::default();
     for answer in &explanation.targets {
         page.gap();
@@ -27,7 +34,10 @@ pub fn render(explanation: &Explanation, cluster: &Cluster, inputs: &Inputs, arg
     }
     match explanation.verdict {
         Verdict::Denied => {
-            page.line(0, "Next:");
+            if let Some(fix) = &explanation.fix {
+                mended(&mut page, fix)?;
+            }
+            page.line(0, "Next: review it, kubectl apply -f FILE, ask again. For all that the mesh needs:");
             if explanation.live {
                 let command = "kubectl get -A -o yaml ns,nodes,po,svc,endpointslices,netpol | weir fix";
                 page.command(command, "-f - > fixes.yaml");
@@ -42,7 +52,30 @@ pub fn render(explanation: &Explanation, cluster: &Cluster, inputs: &Inputs, arg
             page.line(0, "Policies are not in the way. If it fails all the same: weir status, weir watch on its node.");
         }
     }
-    page.text
+    Ok(page.text)
+}
+
+/// The fix, ready to be copied, with all that it opens beside.
+fn mended(page: &mut Page, fix: &Repair) -> anyhow::Result<()> {
+    for left in &fix.unfixable {
+        page.line(0, &format!("No fix: {}: {}", left.flow, left.why));
+    }
+    if !fix.policies.is_empty() {
+        page.line(0, if fix.denied_after == 0 { "The fix, tried out:" } else { "A part of the fix, tried out:" });
+        page.text.push_str(&patches::yaml(&fix.policies)?);
+        page.gap();
+    }
+    if !fix.beyond.is_empty() {
+        page.line(0, "Besides, this changes:");
+        for d in fix.beyond.iter().take(MAX_MISSES) {
+            page.line(2, &words::difference(d));
+        }
+        if fix.beyond.len() > MAX_MISSES {
+            page.line(2, &format!("and {} more; --output json has them all", fix.beyond.len() - MAX_MISSES));
+        }
+        page.gap();
+    }
+    Ok(())
 }
 
 fn one(page: &mut Page, explanation: &Explanation, answer: &Answer, cluster: &Cluster) {

@@ -37,7 +37,7 @@ pub fn answer(model: &Model, view: &View, question: &Question) -> anyhow::Result
                 Verdict::Admitted if inputs.broken() == 0 && view.snapshot.synced => 0,
                 Verdict::Admitted | Verdict::Undecidable => 2,
             };
-            let text = explain::render(&explanation, &model.cluster, &inputs, "");
+            let text = explain::render(&explanation, &model.cluster, &inputs, "")?;
             let json = serde_json::to_value(&explanation).context("cannot write the answer")?;
             Ok(Said { exit, text, json })
         }

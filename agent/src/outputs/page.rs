@@ -9,7 +9,7 @@ use weir_engine::verdict::State;
 
 use super::text::html;
 use super::{View, log};
-use crate::report::{fixes, words};
+use crate::report::{patches, words};
 
 /// Pairs in full; what is beyond is in `/snapshot`.
 const MAX_PAIRS: usize = 1_000;
@@ -159,7 +159,7 @@ fn fix(out: &mut String, repair: &Repair) -> fmt::Result {
         }
         out.push_str("</ul>");
     }
-    let yaml = fixes::yaml(repair).unwrap_or_else(|error| error.to_string());
+    let yaml = patches::yaml(&repair.policies).unwrap_or_else(|error| error.to_string());
     out.push_str("<pre>");
     for line in yaml.lines() {
         writeln!(out, "{}", html(line))?;

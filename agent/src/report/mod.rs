@@ -1,8 +1,8 @@
 //! The result of a check in the formats that people and programs read: table, JSON, SARIF, JUnit, Markdown.
 
-pub mod fixes;
 pub mod junit;
 pub mod markdown;
+pub mod patches;
 pub mod sarif;
 pub mod table;
 pub mod words;

@@ -1,19 +1,19 @@
-//! Proposed policies as YAML.
+//! Patches as documents for `kubectl apply`, each with what it is for.
 
 use std::fmt::Write as _;
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use weir_engine::check::{Repair, Repaired};
+use weir_engine::check::Repaired;
 
 use crate::outputs::text::clean;
 
-/// Documents for `kubectl apply`, each with what it is for.
+/// One YAML document per policy.
 ///
 /// # Errors
-/// When a policy cannot be written as YAML.
-pub fn yaml(repair: &Repair) -> anyhow::Result<String> {
+/// An object that cannot be written as YAML.
+pub fn yaml(policies: &[Repaired]) -> anyhow::Result<String> {
     let mut text = String::new();
-    for repaired in &repair.policies {
+    for repaired in policies {
         text.push_str("---\n");
         let name = name(&repaired.policy);
         let _ = if repaired.created {
