@@ -18,7 +18,7 @@ pub struct Test {
 }
 
 /// Test targets that make network namespaces and attach probes; they run one after the other, with the machine to themselves.
-const ROOT_TARGETS: [&str; 5] = ["harness", "cni", "probes", "e2e", "node"];
+const ROOT_TARGETS: [&str; 4] = ["harness", "cni", "probes", "e2e"];
 
 /// Programs that the test target `alerts` starts.
 const ALERT_PROGRAMS: [&str; 2] = ["prometheus", "prometheus-alertmanager"];

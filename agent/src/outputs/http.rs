@@ -21,8 +21,11 @@ use super::{View, ViewError, Views};
 struct Server {
     views: Views,
     metrics: Arc<Metrics>,
-    repair: Arc<Mutex<Option<(Instant, Arc<Repair>)>>>,
+    repair: Arc<Mutex<Option<Proposal>>>,
 }
+
+/// A proposal and when it was made.
+type Proposal = (Instant, Arc<Repair>);
 
 /// Pods and policies of a cluster for which the page works out what to do.
 const MAX_PODS: u64 = 2_000;
