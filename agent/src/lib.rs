@@ -2,7 +2,9 @@
 
 pub mod cli;
 pub mod cluster;
+pub mod explain;
 pub mod outputs;
+pub mod probe;
 pub mod probes;
 pub mod report;
 pub mod run;

@@ -2,7 +2,9 @@
 
 mod common;
 
-use std::io::Read as _;
+use std::io::{BufRead as _, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
@@ -45,13 +47,24 @@ fn help() {
     golden(&["run", "--help"], 0, file!["golden/help-run.txt"]);
     golden(&["status", "--help"], 0, file!["golden/help-status.txt"]);
     golden(&["flows", "--help"], 0, file!["golden/help-flows.txt"]);
+    for (command, text) in [
+        ("probe", file!["golden/help-probe.txt"]),
+        ("watch", file!["golden/help-watch.txt"]),
+        ("top", file!["golden/help-top.txt"]),
+        ("record", file!["golden/help-record.txt"]),
+        ("completions", file!["golden/help-completions.txt"]),
+        ("man", file!["golden/help-man.txt"]),
+    ] {
+        golden(&[command, "--help"], 0, text);
+    }
     golden(&["doctor", "--help"], 0, file!["golden/help-doctor.txt"]);
     golden(&["replay", "--help"], 0, file!["golden/help-replay.txt"]);
+    golden(&["watch", "--help"], 0, file!["golden/help-watch.txt"]);
 }
 
 #[test]
 fn help_fits_100_columns() {
-    for command in ["run", "status", "doctor", "flows", "replay"] {
+    for command in ["run", "status", "doctor", "flows", "replay", "watch", "completions", "man"] {
         for line in stdout(&run(&[command, "--help"])).lines() {
             assert!(line.chars().count() <= 100, "{command}: {line}");
         }
@@ -66,6 +79,10 @@ fn what_cannot_start_says_why_on_one_line_and_exits_2() {
     let socket = folder.path().join("weir.sock");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
+    let rubbish = folder.path().join("rubbish.yaml");
+    std::fs::write(&rubbish, "kind: [\n---\n\t%@\n").unwrap();
+    let under_a_file = manifest.join("s.sock");
+    let (rubbish, under_a_file) = (rubbish.to_str().unwrap(), under_a_file.to_str().unwrap());
     let (manifest, socket) = (manifest.to_str().unwrap(), socket.to_str().unwrap());
     let start = ["run", "--socket", socket, "--listen", "127.0.0.1:0", "--manifests"];
     let with = |more: &[&'static str]| start.iter().copied().chain(more.iter().copied()).collect::<Vec<_>>();
@@ -80,9 +97,19 @@ fn what_cannot_start_says_why_on_one_line_and_exits_2() {
             "is no socket; remove it",
         ),
         (
-            vec!["run", "--socket", "/proc/x/s.sock", "--listen", "127.0.0.1:0", "--manifests", manifest],
+            vec!["run", "--socket", under_a_file, "--listen", "127.0.0.1:0", "--manifests", manifest],
             "cannot make the socket",
         ),
+        (
+            vec!["run", "--socket", socket, "--listen", "127.0.0.1:0", "--manifests", rubbish],
+            "mend the file, or name others with --manifests",
+        ),
+        (vec!["watch", "--socket", socket], "start one with `weir run`"),
+        (vec!["top", "--socket", socket], "weir top draws on a terminal"),
+        (vec!["explain", "a/b", "c/d", "80", "--socket", socket], "start one with `weir run`"),
+        (vec!["probe", "a/b", "--socket", socket], "start one with `weir run`"),
+        (vec!["record", under_a_file, "--manifests", "/no/such/path"], "cannot read manifests from /no/such/path"),
+        (vec!["man", under_a_file], "name one that can be written to"),
         (vec!["run", "--socket", socket, "--node", "a"], "no cluster to follow"),
         (vec!["run", "--kubeconfig", "/no/such/file", "--node", "a"], "cannot use the kubeconfig /no/such/file"),
         (vec!["run", "--kubeconfig", manifest, "--node", "a"], "cannot use the kubeconfig"),
@@ -105,7 +132,7 @@ fn what_cannot_start_says_why_on_one_line_and_exits_2() {
 
 #[test]
 fn wrong_flags_exit_2() {
-    let table: [(&[&str], &str); 7] = [
+    let table: [(&[&str], &str); 10] = [
         (&[], "Usage"),
         (&["dance"], "unrecognized subcommand"),
         (&["run", "--manifests", "x", "--kubeconfig", "y"], "cannot be used with"),
@@ -113,6 +140,9 @@ fn wrong_flags_exit_2() {
         (&["run", "--manifests", "x", "--window", "soon"], "try 90s, 5m or 1h"),
         (&["run", "--manifests", "x", "--listen", "here"], "invalid socket address"),
         (&["status", "--output", "xml"], "possible values: table, json"),
+        (&["status", "--state", "bad"], "possible values: denied"),
+        (&["watch", "--port", "0"], "0 is not in 1..=65535"),
+        (&["watch", "--standalone", "--namespace", "shop"], "cannot be used with"),
     ];
     for (args, says) in table {
         let output = run(args);
@@ -205,6 +235,177 @@ fn status_shows_what_needs_attention_first() {
     };
     assert_eq!(pairs(&["status", "--output", "json", "--socket", socket]), 3);
     assert_eq!(pairs(&["status", "--output", "json", "--all", "--socket", socket]), 5);
+}
+
+/// The binary where every user may run it.
+fn for_everybody(folder: &Path) -> std::path::PathBuf {
+    let copy = folder.join("weir");
+    std::fs::copy(cargo_bin!("weir"), &copy).unwrap();
+    for path in [folder, &copy] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    copy
+}
+
+#[test]
+fn without_privileges_or_type_information_it_says_what_it_needs() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: giving up root takes root");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let binary = for_everybody(folder.path());
+    let manifest = folder.path().join("cluster.yaml");
+    std::fs::write(&manifest, "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n").unwrap();
+    let open = folder.path().join("open");
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let run = |uid: u32, socket: &Path, more: &[&str]| {
+        let mut command = std::process::Command::new(&binary);
+        command.env_remove("RUST_LOG").env_remove("WEIR_NODE").env("WEIR_SOCKET", socket);
+        command.args(["run", "--listen", "127.0.0.1:0", "--manifests"]).arg(&manifest).args(more);
+        command.uid(uid).gid(uid).output().unwrap()
+    };
+    let nobody = 65_534;
+    let mut table = vec![(run(nobody, &folder.path().join("weir.sock"), &[]), "run as root, or grant CAP_BPF")];
+    if weir::probes::embedded() {
+        table.push((run(nobody, &open.join("weir.sock"), &[]), "run as root, or grant CAP_BPF"));
+        let socket = folder.path().join("root.sock");
+        table.push((run(0, &socket, &["--btf", "/no/such/btf"]), "CONFIG_DEBUG_INFO_BTF=y"));
+        table.push((run(0, &socket, &["--btf", manifest.to_str().unwrap()]), "CONFIG_DEBUG_INFO_BTF=y"));
+    } else {
+        println!("SKIPPED: this build holds no probes that could fail to load");
+    }
+    for (output, says) in table {
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{says}: {text}");
+        assert!(text.starts_with("weir: ") && text.contains(says), "{says}: {text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+}
+
+#[test]
+fn status_shows_what_the_filters_leave() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weir.sock");
+    let _agent = agent(busy(), &path);
+    let socket = path.to_str().unwrap();
+    let table: [(&[&str], i32, usize); 9] = [
+        (&["--flow", "sidecar-xds"], 1, 1),
+        (&["--flow", "sidecar-xds", "--all"], 1, 2),
+        (&["--namespace", "monitoring"], 1, 1),
+        (&["--workload", "shop/cart"], 1, 1),
+        (&["--workload", "web", "--all"], 1, 2),
+        (&["--state", "verified", "--state", "silent"], 1, 2),
+        (&["--state", "unknown"], 1, 0),
+        (&["--flow", "sidecar-dns"], 0, 0),
+        (&["--flow", "sidecar-dns", "--all"], 0, 1),
+    ];
+    for (filters, code, pairs) in table {
+        let args: Vec<&str> =
+            ["status", "--output", "json", "--socket", socket].into_iter().chain(filters.iter().copied()).collect();
+        let output = run(&args);
+        assert_eq!(output.status.code(), Some(code), "{filters:?}: {}", stderr(&output));
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(json["pairs"].as_array().unwrap().len(), pairs, "{filters:?}");
+    }
+    let none = run(&["status", "--namespace", "shp", "--socket", socket]);
+    assert_eq!(none.status.code(), Some(2), "a filter that fits nothing proves nothing");
+    assert!(stderr(&none).contains("none of the 5 pairs fits the filters"), "{}", stderr(&none));
+}
+
+/// The first lines of a command that does not end by itself.
+fn first_lines(args: &[&str], count: usize) -> String {
+    let mut child = std::process::Command::new(cargo_bin!("weir"))
+        .args(args)
+        .env_remove("WEIR_SOCKET")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines().take(count);
+    let text = lines.map(|l| l.unwrap() + "\n").collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    text
+}
+
+#[test]
+fn a_watched_status_follows_the_agent() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weir.sock");
+    let agent_one = agent(busy(), &path);
+    let later = std::thread::spawn({
+        let path = path.clone();
+        move || {
+            std::thread::sleep(std::time::Duration::from_millis(1_500));
+            drop(agent_one);
+            let _ = std::fs::remove_file(&path);
+            let agent_two = agent(empty(), &path);
+            std::thread::sleep(std::time::Duration::from_secs(4));
+            drop(agent_two);
+        }
+    });
+    let first = stdout(&run(&["status", "--socket", path.to_str().unwrap()])).lines().count();
+    let text = first_lines(&["status", "--watch", "--socket", path.to_str().unwrap()], first + 2);
+    assert!(text.starts_with("STATE "), "{text}");
+    let last = text.lines().last().unwrap();
+    assert!(last.contains("no required flows") || last.contains("no agent answers"), "{text}");
+    later.join().unwrap();
+}
+
+#[test]
+fn watch_shows_attempts_as_they_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weir.sock");
+    let _agent = agent(busy(), &path);
+    let watch = |more: &[&'static str], count| {
+        let args: Vec<&str> =
+            ["watch", "--socket", path.to_str().unwrap()].into_iter().chain(more.iter().copied()).collect();
+        first_lines(&args, count)
+    };
+    assert_data_eq!(watch(&[], 4), file!["golden/watch.txt"]);
+    let denied = watch(&["--denied"], 2);
+    assert!(denied.contains("shop/cart") && denied.lines().nth(1).unwrap().starts_with("7 lines skipped"), "{denied}");
+    let web = watch(&["--workload", "shop/web", "--port", "15012"], 2);
+    assert!(web.contains("shop/web") && !web.contains("shop/cart"), "{web}");
+    let stranger = watch(&["--port", "443"], 2);
+    assert!(stranger.contains("2001:db8::2") && !stranger.contains("shop/"), "{stranger}");
+    for line in watch(&["--json"], 4).lines() {
+        let json: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(json["attempt"].is_object() || json["skipped"] == 7, "{line}");
+    }
+}
+
+#[test]
+fn an_agent_that_stops_ends_the_watch() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weir.sock");
+    let _agent = agent(busy(), &path);
+    // The scripted agent tells its lines and hangs up.
+    let output = run(&["watch", "--socket", path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("the agent has stopped"), "{}", stderr(&output));
+}
+
+#[test]
+fn completions_and_manual_pages_know_every_command() {
+    let commands = [
+        "run", "check", "explain", "fix", "diff", "status", "probe", "watch", "top", "doctor", "flows", "record",
+        "replay",
+    ];
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0));
+        let text = stdout(&output);
+        assert!(commands.iter().all(|c| text.contains(c)), "{shell}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("new/pages");
+    assert_eq!(run(&["man", pages.to_str().unwrap()]).status.code(), Some(0));
+    for command in commands {
+        let page = std::fs::read_to_string(pages.join(format!("weir-{command}.1"))).unwrap();
+        assert!(page.contains(".SH") && page.contains(command), "{command}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::path::Path;
 use common::{busy, empty, serve};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
-use weir::outputs::socket::{self, AskError, BindError, Socket};
+use weir::outputs::socket::{self, AskError, BindError, Question, Socket};
 use weir::outputs::{View, Views, http};
 
 fn runtime() -> Runtime {
@@ -49,7 +49,7 @@ fn every_route_answers() {
         ("/livez", "200 OK", "text/plain", "ok"),
         ("/readyz", "200 OK", "text/plain", "ok"),
         ("/metrics", "200 OK", "text/plain; version=0.0.4", "weir_attempts_total{"),
-        ("/", "200 OK", "text/html", "<td>denied<td>sidecar-xds<td>shop/cart<td>istio-system/istiod"),
+        ("/", "200 OK", "text/html", ">denied</b> sidecar-xds shop/cart → istio-system/istiod 15012/TCP</summary>"),
         ("/snapshot", "200 OK", "application/json", "\"pairs\":"),
         ("/nothing", "404 Not Found", "text/plain", "/metrics"),
     ];
@@ -109,9 +109,84 @@ fn names_in_the_page_are_no_markup() {
     view.snapshot.pairs[0].source.workload = "<b>\u{202e}".into();
     let (address, _stop) = http_server(&runtime, || serve(view));
     let (_, headers, body) = get(address, "/", "*/*");
-    assert!(!body.contains("<script>") && !body.contains("<b>") && !body.contains('\u{202e}'), "{body}");
+    assert!(
+        !body.contains("<script>")
+            && !body.contains("<b>\\u")
+            && body.contains("&lt;b&gt;")
+            && !body.contains('\u{202e}'),
+        "{body}"
+    );
     assert!(body.contains("&lt;script&gt;"), "{body}");
     assert!(headers.contains("content-security-policy: default-src 'none'"), "{headers}");
+}
+
+#[test]
+fn the_page_proposes_a_fix_and_loads_nothing() {
+    let runtime = runtime();
+    let (address, _stop) = http_server(&runtime, || serve(busy()));
+    let (status, _, body) = get(address, "/", "*/*");
+    assert!(status.contains("200"), "{status}");
+    for part in ["Proposed fix", "kind: NetworkPolicy", "namespace: shop", "# opens sidecar-xds", "<pre>", "viewport"] {
+        assert!(body.contains(part), "{part} is missing: {body}");
+    }
+    // What is named in it is neither fetched nor run.
+    for part in ["<script", "src=", "http://", "https://", "@import", "url("] {
+        assert!(!body.contains(part), "{part}: {body}");
+    }
+    let (_, _, healthy) = get(http_server(&runtime, || serve(empty())).0, "/", "*/*");
+    assert!(!healthy.contains("Proposed fix"), "{healthy}");
+}
+
+#[test]
+fn the_page_reads_in_a_browser() {
+    if std::process::Command::new("chromium").arg("--version").output().is_err() {
+        println!("SKIPPED: chromium is not installed");
+        return;
+    }
+    let runtime = runtime();
+    let folder = tempfile::tempdir().unwrap();
+    let shoot = |name: &str, view: View| {
+        let (address, _stop) = http_server(&runtime, || serve(view));
+        let file = folder.path().join(name);
+        let output = std::process::Command::new("chromium")
+            .args(["--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,844"])
+            .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
+            .arg(format!("--screenshot={}", file.display()))
+            .arg(format!("http://{address}/"))
+            .output()
+            .unwrap();
+        std::fs::read(&file).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&output.stderr)))
+    };
+    let (denied, healthy) = (shoot("denied.png", busy()), shoot("healthy.png", empty()));
+    for picture in [&denied, &healthy] {
+        assert!(picture.starts_with(b"\x89PNG") && picture[16..24] == [0, 0, 1, 0x86, 0, 0, 3, 0x4c], "390 by 844");
+    }
+    assert!(denied != healthy && denied.len() > healthy.len(), "there is more to see where something is denied");
+}
+
+#[test]
+fn an_agent_answers_questions_about_its_live_view() {
+    let runtime = runtime();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weir.sock");
+    socket_server(&runtime, &path, busy());
+    let explain = |from: &str, to: &str| {
+        let (from, to, port) = (from.to_owned(), to.to_owned(), "15012/tcp".to_owned());
+        socket::question(&path, &Question::Explain { from, to, port })
+    };
+    let said = explain("shop/cart", "istio-system/istiod").unwrap();
+    assert_eq!(said.exit, 1);
+    assert!(said.text.contains("shop/default-deny") && said.text.contains("required: sidecar-xds"), "{}", said.text);
+    assert_eq!(said.json["targets"][0]["observed"][0]["state"], "denied");
+    assert!(said.text.contains("sidecar-xds: denied, ") && !said.text.contains("15017"), "{}", said.text);
+    let wrong = explain("shop/nobody", "istio-system/istiod").unwrap_err().to_string();
+    assert!(wrong.contains("no pod, workload or Service nobody"), "{wrong}");
+    let plan = |from: &str| socket::question(&path, &Question::Plan { from: Some(from.to_owned()), flows: Vec::new() });
+    let checks = plan("shop/cart").unwrap().json["checks"].clone();
+    let xds = checks.as_array().unwrap().iter().find(|c| c["flow"] == "sidecar-xds").unwrap().clone();
+    assert_eq!(xds["to"], "10.2.0.7:15012");
+    assert_eq!((&xds["address"], &xds["admission"]), (&"10.1.0.5".into(), &"not-admitted".into()));
+    assert_eq!(xds["policies"], serde_json::json!(["shop/default-deny"]));
 }
 
 /// Serves a view on a socket until the runtime is dropped.
@@ -146,7 +221,7 @@ fn the_socket_answers_line_by_line() {
     assert_eq!(answers.len(), 4, "{answers:?}");
     assert!(answers[0].starts_with("{\"v\":1,\"error\":\"not a request"), "{}", answers[0]);
     assert!(answers[1].contains("speaks version 1"), "{}", answers[1]);
-    assert!(answers[2].contains("there is: snapshot"), "{}", answers[2]);
+    assert!(answers[2].contains("there are: snapshot, watch, explain, plan"), "{}", answers[2]);
     assert!(answers[3].starts_with("{\"v\":1,\"snapshot\":{"), "{}", answers[3]);
     let flood = exchange(&path, &"x".repeat(64 << 10));
     assert!(flood[0].contains("at most 65536 bytes"), "{flood:?}");

@@ -89,6 +89,7 @@ impl Agent {
             settings: Settings::default(),
             record: Some(path("record.jsonl")),
             record_limit: record::DEFAULT_LIMIT,
+            redact: false,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
@@ -208,7 +209,7 @@ fn a_recording_replays_to_the_same_bytes() {
 fn a_recording_stops_at_its_limit() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("record.jsonl");
-    let mut recorder = run::Recorder::create(&path, &Settings::default(), 2_000).unwrap();
+    let mut recorder = run::Recorder::create(&path, &Settings::default(), 2_000, false).unwrap();
     let input = weir_engine::engine::Input::Observe(connect(443));
     let now = Clock::start().now();
     let error = (0..100).find_map(|_| recorder.write(now, &input).err()).expect("full");

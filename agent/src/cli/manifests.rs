@@ -19,11 +19,11 @@ use crate::report::Inputs;
 pub struct Source {
     /// Manifests to judge: files, folders, or - for standard input
     #[arg(short = 'f', long = "filename", value_name = "PATH", num_args = 1.., required = true)]
-    files: Vec<PathBuf>,
+    pub files: Vec<PathBuf>,
 
     /// Manifests of the cluster that they are meant for, such as `kubectl get -A -o yaml` prints
     #[arg(long, value_name = "PATH", num_args = 1..)]
-    cluster: Vec<PathBuf>,
+    pub cluster: Vec<PathBuf>,
 
     #[command(flatten)]
     pub reading: Reading,

@@ -2,24 +2,31 @@
 //! says whether all is fine (0), something was found (1), or it could not be told (2).
 
 mod check;
+mod completions;
 mod diff;
 pub mod doctor;
 mod doctor_args;
 mod explain;
-mod filter;
+pub mod filter;
 mod fix;
 mod flows;
+mod kubectl;
+mod man;
 mod manifests;
 mod out;
+mod probe;
+mod record;
 mod replay;
 mod run;
 mod status;
 mod table;
+mod top;
 mod usage;
+mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::outputs::text::clean;
 
@@ -47,12 +54,24 @@ enum Command {
     Diff(diff::Diff),
     /// Show what the agent on this node knows of the required flows
     Status(status::Status),
+    /// Open the connections that a pod's required flows need, from inside its network namespace
+    Probe(probe::Probe),
+    /// Show connection attempts as the kernel decides them
+    Watch(watch::Watch),
+    /// Show status and attempts on a screen that keeps itself up to date
+    Top(top::Top),
     /// Say what this node's kernel offers, which probes work and what is missing
     Doctor(doctor_args::Doctor),
     /// List the flows that a mesh needs, explain one, or find one by its symptom
     Flows(flows::Flows),
-    /// Feed a recording of `weir run --record` to the engine again
+    /// Record what verdicts on this node are made from, for `weir replay`
+    Record(record::Record),
+    /// Feed a recording to the engine again
     Replay(replay::Replay),
+    /// Print the completions of a shell
+    Completions(completions::Completions),
+    /// Write the manual pages
+    Man(man::Man),
 }
 
 /// How a command ends. The numbers are an interface.
@@ -66,30 +85,71 @@ pub enum Exit {
     Failed = 2,
 }
 
+impl Exit {
+    /// As an agent says it.
+    fn of(code: u8) -> Self {
+        match code {
+            0 => Self::Fine,
+            1 => Self::Findings,
+            _ => Self::Failed,
+        }
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
     }
 }
 
+/// The command line, as it is parsed.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// The plugin's.
+#[must_use]
+pub fn kubectl_command() -> clap::Command {
+    kubectl::Kubectl::command()
+}
+
 /// Parses the command line and runs it.
 #[must_use]
 pub fn main() -> ExitCode {
-    let Cli { command } = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return usage::tell(&error),
-    };
-    let ended = match command {
+    if kubectl::is_called() {
+        return match kubectl::Kubectl::try_parse() {
+            Ok(plugin) => end(plugin.run()),
+            Err(error) => usage::tell(&error),
+        };
+    }
+    match Cli::try_parse() {
+        Ok(Cli { command }) => end(dispatch(command)),
+        Err(error) => usage::tell(&error),
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<Exit> {
+    match command {
         Command::Run(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Explain(command) => command.run(),
         Command::Fix(command) => command.run(),
         Command::Diff(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Probe(command) => command.run(),
+        Command::Watch(command) => command.run(),
+        Command::Top(command) => command.run(),
         Command::Doctor(command) => command.run(),
         Command::Flows(command) => command.run(),
+        Command::Record(command) => command.run(),
         Command::Replay(command) => command.run(),
-    };
+        Command::Completions(command) => command.run(Cli::command()),
+        Command::Man(command) => command.run(Cli::command()),
+    }
+}
+
+fn end(ended: anyhow::Result<Exit>) -> ExitCode {
     match ended {
         Ok(exit) => exit.into(),
         // The reader has seen enough: `weir … | head`.

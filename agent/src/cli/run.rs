@@ -1,12 +1,13 @@
 //! `weir run`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
+use tokio::runtime::Runtime;
 use weir_engine::engine::{Settings, WATCHED_PORTS};
 
 use super::Exit;
@@ -91,11 +92,15 @@ pub struct Run {
     /// Bytes that a recording may have
     #[arg(long, value_name = "BYTES", default_value_t = record::DEFAULT_LIMIT, requires = "record")]
     record_limit: u64,
+
+    /// Leave out of the recording what verdicts are not made from: images, environments, other annotations, processes
+    #[arg(long, requires = "record")]
+    redact: bool,
 }
 
 /// Which pods are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum WhichPods {
+pub enum WhichPods {
     /// Those of this node, and well-known ends
     Own,
     /// All of the cluster
@@ -112,7 +117,7 @@ impl Run {
     /// Runs until told to stop.
     pub fn run(self) -> anyhow::Result<Exit> {
         let Self { manifests, kubeconfig, pods, candidate, candidates_from, no_events, ports, flows, .. } = self;
-        let Self { listen, socket, window, grace, mut node, btf, log_format, record, record_limit, .. } = self;
+        let Self { listen, socket, window, grace, mut node, btf, log_format, record, record_limit, redact, .. } = self;
         log::init(log_format)?;
         let (_, flows) = own_flows(&flows)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -120,24 +125,36 @@ impl Run {
             .enable_all()
             .build()
             .context("cannot start the event loop")?;
-        let source = if manifests.is_empty() {
-            if node.is_empty() {
-                node.extend(std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty()));
-            }
-            let mut settings = Box::new(watched(pods, &node)?);
+        let mut source = source(manifests, kubeconfig.as_deref(), pods, &mut node, &runtime)?;
+        if let Source::Kubernetes { settings, .. } = &mut source {
             settings.config_maps.extend(candidates_from.map(candidates::config_maps));
-            let config = Box::new(runtime.block_on(run::connection(kubeconfig.as_deref()))?);
-            Source::Kubernetes { config, settings }
-        } else {
-            Source::Manifests(manifests)
-        };
+        }
         let settings = Settings { window, grace, watched_ports: ports, nodes: node, flows, ..Settings::default() };
         let (candidates, events) = (candidate, !no_events);
-        let config = Config { source, candidates, events, listen, socket, settings, record, record_limit };
+        let config = Config { source, candidates, events, listen, socket, settings, record, record_limit, redact };
         let load = |settings: &Settings| Ok(Kernel::load(settings.watched_ports.iter().copied(), btf)?);
         runtime.block_on(run::run(config, load))?;
         Ok(Exit::Fine)
     }
+}
+
+/// Where objects come from, by the flags that say so.
+pub fn source(
+    manifests: Vec<PathBuf>,
+    kubeconfig: Option<&Path>,
+    pods: WhichPods,
+    node: &mut Vec<String>,
+    runtime: &Runtime,
+) -> anyhow::Result<Source> {
+    if !manifests.is_empty() {
+        return Ok(Source::Manifests(manifests));
+    }
+    if node.is_empty() {
+        node.extend(std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty()));
+    }
+    let settings = Box::new(watched(pods, node)?);
+    let config = Box::new(runtime.block_on(run::connection(kubeconfig))?);
+    Ok(Source::Kubernetes { config, settings })
 }
 
 /// What is watched in a cluster.

@@ -1,8 +1,8 @@
-//! The HTTP side: metrics, health, the snapshot, and a plain page.
+//! The HTTP side: metrics, health, the snapshot, and the status page.
 
-use std::fmt::Write as _;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State as Shared;
@@ -10,17 +10,28 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
-use weir_engine::verdict::State;
+use tokio::sync::Mutex;
+use weir_engine::check::{Repair, repair};
+use weir_engine::cluster::Kind;
 
 use super::metrics::{Format, Metrics};
-use super::text::html;
 use super::{View, ViewError, Views};
 
 #[derive(Clone)]
 struct Server {
     views: Views,
     metrics: Arc<Metrics>,
+    repair: Arc<Mutex<Option<Proposal>>>,
 }
+
+/// A proposal and when it was made.
+type Proposal = (Instant, Arc<Repair>);
+
+/// Pods and policies of a cluster for which the page works out what to do.
+const MAX_PODS: u64 = 2_000;
+const MAX_POLICIES: u64 = 500;
+/// How long a proposal is shown again.
+const REPAIR_AGE: Duration = Duration::from_secs(2);
 
 /// Serves until `stop` is done.
 ///
@@ -43,7 +54,7 @@ fn router(views: Views) -> Router {
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .fallback(|| async { (StatusCode::NOT_FOUND, "not here; try / /metrics /snapshot /livez /readyz\n") })
-        .with_state(Server { views, metrics: Arc::default() })
+        .with_state(Server { views, metrics: Arc::default(), repair: Arc::default() })
 }
 
 /// The engine's task answers: a deadlock or a flood shows here.
@@ -97,48 +108,38 @@ async fn page(Shared(server): Shared<Server>) -> Response {
             let policy = "default-src 'none'; style-src 'unsafe-inline'";
             let headers =
                 [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy)];
-            (headers, overview(&view)).into_response()
+            let repair = proposed(&server, &view).await;
+            match super::page::page(&view, repair.as_deref()) {
+                Ok(text) => (headers, text).into_response(),
+                Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+            }
         }
         Err(error) => unavailable(error),
     }
 }
 
-fn unavailable(error: ViewError) -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response()
+/// What would open what the policies do not admit; nothing where working it out takes too long.
+async fn proposed(server: &Server, view: &View) -> Option<Arc<Repair>> {
+    if view.snapshot.pairs.iter().all(|p| p.policies.is_empty()) {
+        return Some(Arc::default());
+    }
+    let many = |kind, most| view.snapshot.objects.iter().any(|o| o.kind == kind && o.count > most);
+    if many(Kind::Pod, MAX_PODS) || many(Kind::NetworkPolicy, MAX_POLICIES) {
+        return None;
+    }
+    // One at a time, and not again for a page that is loaded again.
+    let mut kept = server.repair.lock().await;
+    if let Some((at, repair)) = &*kept
+        && at.elapsed() < REPAIR_AGE
+    {
+        return Some(repair.clone());
+    }
+    let mut model = server.views.model().await.ok()?;
+    let repair = tokio::task::spawn_blocking(move || Arc::new(repair(&mut model, |_| true))).await.ok()?;
+    *kept = Some((Instant::now(), repair.clone()));
+    Some(repair)
 }
 
-/// Counts by state, and the pairs that need attention.
-fn overview(view: &View) -> String {
-    let mut out = String::from(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
-         <title>Weir</title><style>body{font:16px sans-serif;margin:1rem}td,th{text-align:left;padding:.2rem .8rem .2rem 0;\
-         vertical-align:top}</style><h1>Weir</h1>",
-    );
-    let _ =
-        write!(out, "<p>{}</p>", view.not_ready().map_or("ready".to_owned(), |r| format!("not ready: {}", html(&r))));
-    out.push_str("<table><tr><th>State<th>Pairs");
-    for state in State::ALL {
-        let count = view.snapshot.pairs.iter().filter(|p| p.state == state).count();
-        let _ = write!(out, "<tr><td>{state}<td>{count}");
-    }
-    out.push_str(
-        "</table><h2>Needs attention</h2><table><tr><th>State<th>Flow<th>Source<th>Destination<th>Port<th>Policies",
-    );
-    let fine = |s: State| matches!(s, State::Verified | State::Silent);
-    for pair in view.snapshot.pairs.iter().filter(|p| !fine(p.state)).take(500) {
-        let end = |e: &weir_engine::snapshot::EndView| html(&super::log::end(e));
-        let _ = write!(
-            out,
-            "<tr><td>{}<td>{}<td>{}<td>{}<td>{}/{}<td>{}",
-            pair.state,
-            html(&pair.flow),
-            end(&pair.source),
-            end(&pair.destination),
-            pair.port,
-            pair.protocol,
-            html(&pair.policies.join(", ")),
-        );
-    }
-    out.push_str("</table><p><a href=\"/metrics\">metrics</a> <a href=\"/snapshot\">snapshot</a></p></html>\n");
-    out
+fn unavailable(error: ViewError) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response()
 }

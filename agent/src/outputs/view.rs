@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
+use weir_engine::check::Model;
 use weir_engine::snapshot::Snapshot;
 
+use super::live::{self, Live};
 use crate::cluster::change::{Health, State};
 use crate::cluster::manifests::Problem;
 
@@ -127,10 +129,21 @@ pub enum ViewError {
     Busy,
 }
 
+/// What the engine's task is asked for.
+#[derive(Debug)]
+pub enum Request {
+    /// The view as of now.
+    View(oneshot::Sender<Arc<View>>),
+    /// A copy of what decisions are made from.
+    Model(oneshot::Sender<Box<Model>>),
+    /// Every attempt from now on, until the receiver is dropped.
+    Watch(mpsc::Sender<Live>),
+}
+
 /// Asks the engine's task for views. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Views {
-    requests: mpsc::Sender<oneshot::Sender<Arc<View>>>,
+    requests: mpsc::Sender<Request>,
 }
 
 /// How long a reader waits.
@@ -141,7 +154,7 @@ const QUEUE: usize = 64;
 impl Views {
     /// The asking end, and the end that the engine's task serves.
     #[must_use]
-    pub fn channel() -> (Self, mpsc::Receiver<oneshot::Sender<Arc<View>>>) {
+    pub fn channel() -> (Self, mpsc::Receiver<Request>) {
         let (requests, served) = mpsc::channel(QUEUE);
         (Self { requests }, served)
     }
@@ -153,10 +166,34 @@ impl Views {
     pub async fn get(&self) -> Result<Arc<View>, ViewError> {
         let ask = async {
             let (answer, view) = oneshot::channel();
-            self.requests.send(answer).await.map_err(|_| ViewError::Stopping)?;
+            self.requests.send(Request::View(answer)).await.map_err(|_| ViewError::Stopping)?;
             view.await.map_err(|_| ViewError::Stopping)
         };
         tokio::time::timeout(PATIENCE, ask).await.unwrap_or(Err(ViewError::Busy))
+    }
+
+    /// What decisions are made from, as of now: for questions that take longer than the engine's task may.
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub async fn model(&self) -> Result<Box<Model>, ViewError> {
+        let ask = async {
+            let (answer, model) = oneshot::channel();
+            self.requests.send(Request::Model(answer)).await.map_err(|_| ViewError::Stopping)?;
+            model.await.map_err(|_| ViewError::Stopping)
+        };
+        tokio::time::timeout(PATIENCE, ask).await.unwrap_or(Err(ViewError::Busy))
+    }
+
+    /// Attempts from now on. The engine never waits for the reader: what does not fit in is counted instead.
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub async fn watch(&self) -> Result<mpsc::Receiver<Live>, ViewError> {
+        let (lines, receiver) = mpsc::channel(live::QUEUE);
+        let sent = tokio::time::timeout(PATIENCE, self.requests.send(Request::Watch(lines))).await;
+        sent.map_err(|_| ViewError::Busy)?.map_err(|_| ViewError::Stopping)?;
+        Ok(receiver)
     }
 }
 

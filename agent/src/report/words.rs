@@ -1,16 +1,48 @@
 //! The sentences that all formats share.
 
 use weir_engine::check::{Case, Finding, PairReport};
+use weir_engine::observation::Tuple;
 use weir_engine::policy::diff::WorkloadDifference;
 use weir_engine::policy::lint::Lint;
 use weir_engine::policy::{Admission, Miss, Selecting, Side, Why};
-use weir_engine::snapshot::EndView;
+use weir_engine::snapshot::{EndView, EvidenceView};
 use weir_engine::words::{Direction, Workload};
 
 /// One end: `app/web`, or what it is where it is no workload.
 #[must_use]
 pub fn end(end: &EndView) -> String {
     if end.namespace.is_empty() { end.workload.to_string() } else { format!("{}/{}", end.namespace, end.workload) }
+}
+
+/// `2026-01-31T12:00:00Z`; a dash where it is not known.
+#[must_use]
+pub fn time(unix_ns: i64) -> String {
+    match jiff::Timestamp::from_nanosecond(unix_ns.into()) {
+        Ok(time) if unix_ns != 0 => time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        Ok(_) | Err(_) => "-".to_owned(),
+    }
+}
+
+/// What was seen of an attempt, in one line.
+#[must_use]
+pub fn evidence(evidence: &EvidenceView) -> String {
+    let tuple =
+        |t: &Tuple| format!("{} port {} → {} port {}", t.source, t.source_port, t.destination, t.destination_port);
+    let mut text = format!("{}: {}", evidence.outcome, tuple(&evidence.dialled));
+    if let Some(translated) = &evidence.translated {
+        text += &format!(", translated to {}", tuple(translated));
+    }
+    if let Some(class) = evidence.class {
+        let of = if evidence.reply { "the answer was dropped" } else { "dropped" };
+        text += &format!(", {of} in {class}");
+        for part in evidence.location.iter().chain(&evidence.reason) {
+            text += &format!(" {part}");
+        }
+    }
+    if let Some(owner) = &evidence.owner {
+        text += &format!(", by {}[{}]", owner.comm, owner.pid);
+    }
+    text
 }
 
 /// `TCP 15017 (Service port 443)`.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
+use weir_engine::check::Model;
 use weir_engine::cluster::{Kind, Pod};
 use weir_engine::engine::{Candidate, Engine, Input};
 use weir_engine::observation::Observation;
@@ -17,13 +18,14 @@ use weir_engine::time::Time;
 use weir_engine::verdict::State;
 use weir_engine::words::Name;
 
+use super::live::Watchers;
 use super::{Clock, Recorder, maybe};
 use crate::cluster::candidates;
 use crate::cluster::change::{Candidates, Change, Health, Reading, State as Part, to_value};
 use crate::cluster::manifests::Problem;
 use crate::cluster::watch::Lookups;
 use crate::outputs::events::Events;
-use crate::outputs::{AgentView, PartView, ProbeView, View, log};
+use crate::outputs::{AgentView, PartView, ProbeView, Request, View, log};
 
 /// Readers that come shortly after one another get the same view.
 const VIEW_AGE: Duration = Duration::from_millis(100);
@@ -70,6 +72,7 @@ pub struct EventLoop<O> {
     health: BTreeMap<Arc<str>, Health>,
     started: std::time::Instant,
     latest: Option<(Instant, Arc<View>)>,
+    watchers: Watchers,
 }
 
 impl<O: Observer> EventLoop<O> {
@@ -103,6 +106,7 @@ impl<O: Observer> EventLoop<O> {
             health: BTreeMap::new(),
             started: std::time::Instant::now(),
             latest: None,
+            watchers: Watchers::default(),
         }
     }
 
@@ -114,7 +118,7 @@ impl<O: Observer> EventLoop<O> {
         mut self,
         changes: &mut mpsc::Receiver<Change>,
         mut candidates: Option<mpsc::Receiver<Change>>,
-        mut requests: mpsc::Receiver<oneshot::Sender<Arc<View>>>,
+        mut requests: mpsc::Receiver<Request>,
         stop: impl Future<Output = ()>,
     ) -> anyhow::Result<()> {
         let mut batch = Vec::new();
@@ -122,7 +126,9 @@ impl<O: Observer> EventLoop<O> {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tokio::pin!(stop);
         loop {
-            let timeout = self.engine.poll_timeout().map(|time| sleep_until(self.clock.instant(time)));
+            let due = [self.engine.poll_timeout(), self.watchers.poll_timeout()].into_iter().flatten().min();
+            let timeout = due.map(|time| sleep_until(self.clock.instant(time)));
+            let decided = self.watchers.poll_timeout().map(|time| sleep_until(self.clock.instant(time)));
             tokio::select! {
                 () = &mut stop => break,
                 seen = self.observer.next(&mut batch) => {
@@ -133,8 +139,15 @@ impl<O: Observer> EventLoop<O> {
                 }
                 1.. = changes.recv_many(&mut changed, CHANGES) => changed.drain(..).for_each(|c| self.change(c)),
                 Some(change) = received(&mut candidates) => self.change(change),
-                Some(reader) = requests.recv() => self.show(reader),
+                Some(request) = requests.recv() => match request {
+                    Request::View(reader) => self.show(reader),
+                    Request::Watch(lines) => self.watchers.add(lines),
+                    // A reader that has gone away needs no model.
+                    Request::Model(reader) => drop(reader.send(self.model())),
+                },
                 () = maybe(timeout) => self.timeout(),
+                // Told of below.
+                () = maybe(decided) => {}
                 _ = tick.tick() => {
                     self.count_lost();
                     self.flush();
@@ -142,6 +155,7 @@ impl<O: Observer> EventLoop<O> {
             }
             self.questions();
             self.transitions();
+            self.watchers.tell(self.clock.now(), &self.engine);
             self.watch()?;
         }
         self.flush();
@@ -165,6 +179,7 @@ impl<O: Observer> EventLoop<O> {
             self.note(now, || Input::Observe(observation.clone()));
             self.meet(&observation);
             self.engine.observe(now, &observation);
+            self.watchers.observe(now, &observation);
         }
     }
 
@@ -310,6 +325,19 @@ impl<O: Observer> EventLoop<O> {
         });
         // A reader that has gone away needs no view.
         let _ = reader.send(view);
+    }
+
+    /// A copy of all that decisions are made from: questions about it take long, and the engine's task must not.
+    fn model(&self) -> Box<Model> {
+        let engine = &self.engine;
+        let objects = engine.snapshot(self.clock.now()).objects;
+        Box::new(Model {
+            cluster: engine.cluster().clone(),
+            identity: engine.identity().clone(),
+            resolver: engine.resolver().clone(),
+            policies: engine.policies().clone(),
+            objects: objects.into_iter().map(|o| (o.kind, o.count)).collect(),
+        })
     }
 
     fn transitions(&mut self) {

@@ -3,7 +3,9 @@
 mod clock;
 mod event_loop;
 mod kernel;
+pub mod live;
 pub mod record;
+mod redact;
 mod source;
 
 use std::future::Future;
@@ -27,6 +29,7 @@ pub use clock::Clock;
 pub use event_loop::{EventLoop, Observer};
 pub use kernel::Kernel;
 pub use record::Recorder;
+pub(crate) use source::chain;
 pub use source::{Source, connection};
 
 /// How long clients get to finish when the agent stops.
@@ -51,6 +54,8 @@ pub struct Config {
     pub record: Option<PathBuf>,
     /// Bytes that a recording may have.
     pub record_limit: u64,
+    /// Leave out of it what verdicts are not made from.
+    pub redact: bool,
 }
 
 /// Runs the agent until SIGTERM or SIGINT. `observe` loads the probes, once everything cheaper has succeeded.
@@ -64,6 +69,22 @@ pub async fn run<O: Observer>(
     run_until(config, observe, stop_signal).await
 }
 
+/// Like [`run`], for so long at most.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_for<O: Observer>(
+    config: Config,
+    observe: impl FnOnce(&Settings) -> anyhow::Result<O>,
+    span: Duration,
+) -> anyhow::Result<()> {
+    let stop = || {
+        let signal = stop_signal()?;
+        Ok(async move { drop(tokio::time::timeout(span, signal).await) })
+    };
+    run_until(config, observe, stop).await
+}
+
 /// Like [`run`], until what `stop` gives is done. It is asked when manifests have been read and before anything is made
 /// that has to be cleaned up.
 ///
@@ -74,7 +95,7 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
     observe: impl FnOnce(&Settings) -> anyhow::Result<O>,
     stop: impl FnOnce() -> anyhow::Result<S>,
 ) -> anyhow::Result<()> {
-    let Config { source, candidates, events, listen, socket, mut settings, record, record_limit } = config;
+    let Config { source, candidates, events, listen, socket, mut settings, record, record_limit, redact } = config;
     let clock = Clock::start();
     settings.wall_offset_ns = clock.wall_offset_ns();
 
@@ -91,7 +112,7 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
     let address = listener.local_addr()?;
     let socket_path = socket;
     let socket = Socket::bind(&socket_path).map_err(unprivileged)?;
-    let recorder = record.map(|path| Recorder::create(&path, &settings, record_limit)).transpose()?;
+    let recorder = record.map(|path| Recorder::create(&path, &settings, record_limit, redact)).transpose()?;
     let observer = observe(&settings)?;
 
     let (views, requests) = Views::channel();
@@ -143,7 +164,7 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
 }
 
 /// What a future becomes that may be absent.
-async fn maybe<F: Future>(future: Option<F>) -> F::Output {
+pub(crate) async fn maybe<F: Future>(future: Option<F>) -> F::Output {
     match future {
         Some(future) => future.await,
         None => std::future::pending().await,

@@ -64,19 +64,20 @@ pub struct Recorder {
     out: BufWriter<File>,
     left: u64,
     limit: u64,
+    redact: bool,
 }
 
 impl Recorder {
-    /// Begins a recording; an older one of that name is replaced.
+    /// Begins a recording; an older one of that name is replaced. Redacted, it holds no more than verdicts are made from.
     ///
     /// # Errors
     /// [`RecordError::Io`].
-    pub fn create(path: &Path, settings: &Settings, limit: u64) -> Result<Self, RecordError> {
+    pub fn create(path: &Path, settings: &Settings, limit: u64, redact: bool) -> Result<Self, RecordError> {
         // Object contents are in it.
         let mut options = File::options();
         options.write(true).create(true).truncate(true).mode(0o600);
         let file = options.open(path).map_err(|cause| RecordError::Io { path: path.to_owned(), cause })?;
-        let mut this = Self { path: path.to_owned(), out: BufWriter::new(file), left: limit, limit };
+        let mut this = Self { path: path.to_owned(), out: BufWriter::new(file), left: limit, limit, redact };
         this.line(&Header { weir_recording: VERSION, settings: settings.clone() })?;
         Ok(this)
     }
@@ -86,6 +87,9 @@ impl Recorder {
     /// # Errors
     /// [`RecordError::Full`] at the limit, after which nothing may be added: a recording has no holes.
     pub fn write(&mut self, now: Time, input: &Input) -> Result<(), RecordError> {
+        if self.redact {
+            return self.line(&(now, super::redact::input(input.clone())));
+        }
         self.line(&(now, input))
     }
 

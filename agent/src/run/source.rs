@@ -129,7 +129,7 @@ pub async fn connection(kubeconfig: Option<&Path>) -> anyhow::Result<kube::Confi
 }
 
 /// An error with its causes, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -4,12 +4,14 @@
 use std::sync::Arc;
 
 use weir::cluster::manifests::{Problem, Severity as Trouble};
-use weir::outputs::{AgentView, ProbeView, View, Views};
+use weir::outputs::live::{FlowName, Line, Live};
+use weir::outputs::{AgentView, ProbeView, Request, View, Views};
 use weir_engine::attempt::Outcome;
-use weir_engine::cluster::Kind;
-use weir_engine::observation::DropClass;
-use weir_engine::policy::{Admission, Selecting, Side};
-use weir_engine::requirement::Severity;
+use weir_engine::check::Model;
+use weir_engine::cluster::{Kind, Object, Origin};
+use weir_engine::observation::{DropClass, Owner, Tuple};
+use weir_engine::policy::{Admission, Profile, Selecting, Side};
+use weir_engine::requirement::{Catalogue, Severity};
 use weir_engine::snapshot::{
     AttemptCount, CandidateView, DropCount, Effect, EndView, Latency, Loss, ObjectCount, Overflow, PairView, Snapshot,
     StateCount, VERSION,
@@ -194,13 +196,119 @@ pub fn busy() -> View {
     view
 }
 
+/// A denied, an established and a stranger's attempt, and a gap.
+pub fn attempts() -> Vec<Live> {
+    let dialled = Tuple {
+        source: [10, 1, 0, 5].into(),
+        source_port: 43210,
+        destination: [10, 96, 0, 10].into(),
+        destination_port: 15012,
+        protocol: Protocol::Tcp,
+    };
+    let denied = Line {
+        at_unix_ns: 1_000_000_123_000_000,
+        outcome: Outcome::Dropped,
+        provisional: true,
+        flows: vec![FlowName { id: "sidecar-xds".into(), code: "SC-XDS".into() }],
+        source: workload("shop", "cart"),
+        destination: workload("istio-system", "istiod"),
+        dialled,
+        translated: Some(Tuple { destination: [10, 2, 0, 7].into(), ..dialled }),
+        class: Some(DropClass::Netfilter),
+        reason: Some("NETFILTER_DROP".to_owned()),
+        location: Some("nft_do_chain".to_owned()),
+        reply: false,
+        retransmits: 2,
+        latency_ns: None,
+        owner: Some(Owner { pid: 1234, comm: "envoy".to_owned(), cgroup: 1 }),
+        admission: Admission::NotAdmitted,
+        policies: vec!["istio-system/default-deny".to_owned(), "shop/default-deny".to_owned()],
+    };
+    let fine = Line {
+        outcome: Outcome::Established,
+        provisional: false,
+        source: workload("shop", "web"),
+        class: None,
+        reason: None,
+        location: None,
+        translated: None,
+        retransmits: 0,
+        latency_ns: Some(1_234_567),
+        owner: None,
+        admission: Admission::Admitted,
+        policies: Vec::new(),
+        ..denied.clone()
+    };
+    let address = |text: &str| EndView { kind: "external".to_owned(), ..workload("", text) };
+    let stranger = Line {
+        outcome: Outcome::Refused,
+        flows: Vec::new(),
+        source: address("2001:db8::1"),
+        destination: address("2001:db8::2"),
+        dialled: Tuple {
+            source: "2001:db8::1".parse().unwrap(),
+            source_port: 0,
+            destination: "2001:db8::2".parse().unwrap(),
+            destination_port: 443,
+            protocol: Protocol::Tcp,
+        },
+        latency_ns: None,
+        admission: Admission::Undecidable,
+        ..fine.clone()
+    };
+    let line = |line| Live::Attempt(Arc::new(line));
+    vec![line(denied), Live::Skipped(7), line(fine), line(stranger)]
+}
+
+/// A pod under default-deny beside istiod, as an agent would know them.
+pub fn model() -> Model {
+    let pod = |namespace: &str, name: &str, address: &str, containers: serde_json::Value| {
+        serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "namespace": namespace, "name": format!("{name}-1-a"), "labels": {"app": name, "pod-template-hash": "1"},
+                "ownerReferences": [{
+                    "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{name}-1"), "uid": "", "controller": true,
+                }],
+            },
+            "spec": {"containers": containers, "nodeName": "node-a"},
+            "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]},
+        })
+    };
+    let namespace = |name: &str| {
+        let labels = serde_json::json!({"kubernetes.io/metadata.name": name});
+        serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    };
+    let objects = [
+        namespace("shop"),
+        namespace("istio-system"),
+        pod("shop", "cart", "10.1.0.5", serde_json::json!([{"name": "app"}, {"name": "istio-proxy"}])),
+        pod("istio-system", "istiod", "10.2.0.7", serde_json::json!([{"name": "discovery"}])),
+        serde_json::json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "shop", "name": "default-deny"},
+            "spec": {"podSelector": {}, "policyTypes": ["Egress", "Ingress"]},
+        }),
+    ];
+    let read = |value| (Object::from_value(value).unwrap(), Origin::default());
+    Model::new(objects.map(read), Catalogue::built_in(), Profile::Spec)
+}
+
 /// Answers every request with this view.
 pub fn serve(view: View) -> Views {
     let (views, mut requests) = Views::channel();
     let view = Arc::new(view);
     tokio::spawn(async move {
-        while let Some(reader) = requests.recv().await {
-            let _ = reader.send(view.clone());
+        while let Some(request) = requests.recv().await {
+            match request {
+                Request::View(reader) => drop(reader.send(view.clone())),
+                Request::Model(reader) => drop(reader.send(Box::new(model()))),
+                Request::Watch(lines) => {
+                    for live in attempts() {
+                        let _ = lines.send(live).await;
+                    }
+                }
+            }
         }
     });
     views

@@ -12,7 +12,11 @@ use crate::report::{Inputs, patches, words};
 /// Misses told beside the nearest.
 const MAX_MISSES: usize = 8;
 
-pub(super) fn render(
+/// The page; `arguments` are those that name the manifests, empty where an agent was asked.
+///
+/// # Errors
+/// When a proposed policy cannot be written as YAML.
+pub fn render(
     explanation: &Explanation,
     cluster: &Cluster,
     inputs: &Inputs,
@@ -34,7 +38,12 @@ pub(super) fn render(
                 mended(&mut page, fix)?;
             }
             page.line(0, "Next: review it, kubectl apply -f FILE, ask again. For all that the mesh needs:");
-            page.command("weir fix", arguments);
+            if explanation.live {
+                let command = "kubectl get -A -o yaml ns,nodes,po,svc,endpointslices,netpol | weir fix";
+                page.command(command, "-f - > fixes.yaml");
+            } else {
+                page.command("weir fix", arguments);
+            }
         }
         Verdict::Undecidable => {
             page.line(0, "Next: name the engine that enforces your policies: --engine calico, cilium or ovn.");
@@ -102,6 +111,9 @@ fn one(page: &mut Page, explanation: &Explanation, answer: &Answer, cluster: &Cl
             page.line(4, &format!("seen as: {}", required.symptom));
         }
     }
+    if explanation.live {
+        observed(page, answer);
+    }
     page.gap();
     sides(page, worst, cluster);
     for case in answer.cases.iter().skip(1) {
@@ -116,6 +128,33 @@ fn one(page: &mut Page, explanation: &Explanation, answer: &Answer, cluster: &Cl
             ),
         );
         sides(page, case, cluster);
+    }
+}
+
+/// What the agent's kernel saw, and since when the decision is as it is.
+fn observed(page: &mut Page, answer: &Answer) {
+    page.gap();
+    if answer.required.is_empty() {
+        let port = answer.port;
+        page.line(
+            2,
+            &format!("seen: nothing is kept of what no mesh needs; weir watch --port {port} shows it as it comes"),
+        );
+    } else if answer.observed.is_empty() {
+        page.line(2, "seen: nothing; neither end is on this agent's node, or the pair is new");
+    }
+    for pair in &answer.observed {
+        page.line(2, &format!("{}: {}, {}", pair.flow, pair.state, pair.why));
+        if let Some(evidence) = &pair.evidence {
+            let at = words::time(evidence.at_unix_ns);
+            page.line(4, &format!("last seen {at}: {}", words::evidence(evidence)));
+        }
+        if let Some(edit) = &pair.since_edit {
+            let what = if edit.deleted { "was deleted" } else { "was applied" };
+            let file = edit.origin.file.as_deref().map(|f| format!(" from {f}")).unwrap_or_default();
+            let at = words::time(edit.at_unix_ns);
+            page.line(4, &format!("the decision last changed at {at}, when {}{file} {what}", edit.object));
+        }
     }
 }
 
