@@ -239,9 +239,7 @@ fn model(fixture: &Fixture, state: &State) -> Model {
 }
 
 fn objects(fixture: &Fixture, state: &State) -> Vec<(Object, Origin)> {
-    let mut files: Vec<_> = state.policies.iter().chain([&state.cluster]).map(|f| fixture.dir.join(f)).collect();
-    // Istio's own objects are beside the cluster's.
-    files.extend(Some(fixture.dir.join("mesh-config.yaml")).filter(|f| f.is_file()));
+    let files: Vec<_> = state.policies.iter().chain([&state.cluster]).map(|f| fixture.dir.join(f)).collect();
     let found = manifests::load(&files).expect("the fixture's manifests");
     found.objects.into_iter().map(|f| (f.object, f.origin)).collect()
 }
