@@ -76,6 +76,8 @@ impl Record {
         let socket = std::env::temp_dir().join(format!("weir-record-{}.sock", std::process::id()));
         let config = Config {
             source,
+            candidates: Vec::new(),
+            events: false,
             listen: ([127, 0, 0, 1], 0).into(),
             socket,
             settings,
