@@ -27,8 +27,12 @@ pub(super) fn input(mut input: Input) -> Input {
             Observation::Retransmit(_)
             | Observation::AttemptEnd(_)
             | Observation::Accepted(_)
-            | Observation::Drop(_) => {}
+            | Observation::Drop(_)
+            | Observation::SocketError(_)
+            | Observation::IcmpSent(_)
+            | Observation::AnswerRetransmit(_) => {}
         },
+        Input::Candidates { policies, .. } => policies.iter_mut().for_each(value),
         Input::Delete { .. } | Input::Answered { .. } | Input::Lost { .. } | Input::Synced | Input::Timeout => {}
     }
     input
