@@ -13,8 +13,8 @@ use super::decide::{Ending, decide};
 use super::open::{FlowKey, Id, Open, key};
 use super::{Attempt, JoinedDrop, Outcome};
 use crate::observation::{
-    Accepted, AnswerRetransmit, AttemptEnd, AttemptStart, DropClass, IcmpSent, PacketDrop, Retransmit, SocketError,
-    Tuple, UdpEnd,
+    Accepted, AnswerRetransmit, AttemptEnd, AttemptStart, DropClass, IcmpSent, Observation, PacketDrop, Retransmit,
+    SocketError, Tuple, UdpEnd,
 };
 use crate::time::Time;
 use crate::words::Protocol;
@@ -247,6 +247,21 @@ impl Attempts {
             latency: None,
             accepted: false,
         });
+    }
+
+    /// Takes in whatever a probe saw.
+    pub fn observe(&mut self, now: Time, observation: &Observation) {
+        match observation {
+            Observation::AttemptStart(o) => self.start(o),
+            Observation::Retransmit(o) => self.retransmit(o),
+            Observation::AttemptEnd(o) => self.end(now, o),
+            Observation::Accepted(o) => self.accepted(o),
+            Observation::Drop(o) => self.dropped(now, o),
+            Observation::UdpEnd(o) => self.udp_end(o),
+            Observation::SocketError(o) => self.socket_error(o),
+            Observation::IcmpSent(o) => self.icmp_sent(o),
+            Observation::AnswerRetransmit(o) => self.answer_retransmit(o),
+        }
     }
 
     /// An error reached a connected UDP socket: told at its end, when a drop that caused it has come too. A TCP socket's end

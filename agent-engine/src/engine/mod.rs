@@ -180,20 +180,10 @@ impl Engine {
     /// Takes in what the kernel did; the same as [`Input::Observe`].
     pub fn observe(&mut self, now: Time, observation: &Observation) {
         self.handle_timeout(now);
-        match observation {
-            Observation::AttemptStart(o) => self.attempts.start(o),
-            Observation::Retransmit(o) => self.attempts.retransmit(o),
-            Observation::AttemptEnd(o) => self.attempts.end(now, o),
-            Observation::Accepted(o) => self.attempts.accepted(o),
-            Observation::Drop(o) => {
-                self.ledger.counters.dropped(o, self.settings.max_drop_series);
-                self.attempts.dropped(now, o);
-            }
-            Observation::UdpEnd(o) => self.attempts.udp_end(o),
-            Observation::SocketError(o) => self.attempts.socket_error(o),
-            Observation::IcmpSent(o) => self.attempts.icmp_sent(o),
-            Observation::AnswerRetransmit(o) => self.attempts.answer_retransmit(o),
+        if let Observation::Drop(o) = observation {
+            self.ledger.counters.dropped(o, self.settings.max_drop_series);
         }
+        self.attempts.observe(now, observation);
         self.drain(now);
     }
 

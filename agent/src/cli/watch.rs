@@ -20,7 +20,7 @@ use crate::outputs::live::{Line, Live};
 use crate::outputs::text::clean;
 use crate::outputs::{log, socket};
 use crate::probes::ProbeSettings;
-use crate::run::{self, Clock, Kernel, Observer as _, live};
+use crate::run::{self, Clock, Kernel, Observer as _};
 
 /// Shows connection attempts as the kernel decides them, one line each, until Ctrl-C: time, outcome, flow, source →
 /// destination, addresses as dialled (and where a Service led), where it was dropped, the policies that select its ends, and
@@ -107,7 +107,7 @@ impl Watch {
                     () = run::maybe(decided) => {}
                 }
                 let now = clock.now();
-                batch.drain(..).for_each(|o| live::observe(&mut attempts, now, &o));
+                batch.drain(..).for_each(|o| attempts.observe(now, &o));
                 attempts.handle_timeout(now);
                 let total = kernel.lost().iter().map(|(_, n)| n).sum::<u64>();
                 if total > lost {

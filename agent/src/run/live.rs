@@ -59,7 +59,7 @@ impl Watchers {
         if self.watchers.is_empty() {
             return;
         }
-        observe(&mut self.attempts, now, observation);
+        self.attempts.observe(now, observation);
     }
 
     /// Time went by: tells what has been decided.
@@ -100,18 +100,6 @@ impl Watcher {
         if self.skipped > 0 || self.lines.try_send(Live::Attempt(line.clone())).is_err() {
             self.skipped += 1;
         }
-    }
-}
-
-/// Hands an observation to a table of attempts.
-pub fn observe(attempts: &mut Attempts, now: Time, observation: &Observation) {
-    match observation {
-        Observation::AttemptStart(o) => attempts.start(o),
-        Observation::Retransmit(o) => attempts.retransmit(o),
-        Observation::AttemptEnd(o) => attempts.end(now, o),
-        Observation::Accepted(o) => attempts.accepted(o),
-        Observation::Drop(o) => attempts.dropped(now, o),
-        Observation::UdpEnd(o) => attempts.udp_end(o),
     }
 }
 
@@ -201,7 +189,7 @@ mod tests {
     use weir_engine::time::Time;
     use weir_engine::words::Protocol;
 
-    use super::{Watchers, named, observe};
+    use super::{Watchers, named};
     use crate::outputs::live::Live;
 
     fn refused(at: u64) -> [Observation; 2] {
@@ -266,7 +254,7 @@ mod tests {
     fn strangers_keep_their_addresses() {
         let mut attempts = Attempts::new(10);
         let now = Time(5_000_000_000);
-        refused(now.0).iter().for_each(|o| observe(&mut attempts, now, o));
+        refused(now.0).iter().for_each(|o| attempts.observe(now, o));
         attempts.handle_timeout(Time(60_000_000_000));
         let line = named(&Engine::new(Settings::default()), &attempts.poll().unwrap());
         assert_eq!((&*line.source.workload, &*line.destination.workload), ("192.0.2.1", "192.0.2.2"));

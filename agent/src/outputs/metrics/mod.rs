@@ -21,8 +21,8 @@ use weir_engine::verdict::State;
 
 use super::View;
 use labels::{
-    Attempts, Build, Count, Drops, Flow, Labels, Object, Part, Probe, Stage, broken_pair, broken_traffic, closed, denied,
-    state_of,
+    Attempts, Build, Count, Drops, Flow, Labels, Object, Part, Probe, Stage, broken_pair, broken_traffic, closed,
+    denied, state_of,
 };
 
 /// Series of one metric at most, the overflow series not counted.
