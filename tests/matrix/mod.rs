@@ -109,6 +109,8 @@ pub struct Cause {
     pub setup: fn(&world::Site<'_>) -> Result<Held>,
     /// What the client does.
     pub act: Act,
+    /// Why a kernel that gives no drop a reason does not show it.
+    pub needs_reasons: Option<&'static str>,
 }
 
 /// Which policies an agent was given.
@@ -164,6 +166,21 @@ pub struct Cell {
 }
 
 impl Cause {
+    /// What is true of it on a kernel that has drop reasons, or none.
+    #[must_use]
+    pub fn on(self, reasons: bool) -> Self {
+        match self.needs_reasons {
+            Some(why) if !reasons => Self {
+                truth: Truth::Hidden(why),
+                classes: &["other", "normal"],
+                tcp: &["timed-out", "dropped"],
+                udp: &["no-reply", "dropped"],
+                ..self
+            },
+            _ => self,
+        }
+    }
+
     /// The states that are right.
     pub fn allowed(&self, model: Model) -> Vec<&'static str> {
         let policy_class = self.classes.iter().any(|class| policy_capable(class));

@@ -14,6 +14,9 @@ use crate::fixture::Protocol;
 pub struct Report {
     /// Release of the kernel.
     pub kernel: String,
+    /// The kernel gives drops reasons (from 5.17).
+    #[serde(default = "yes")]
+    pub reasons: bool,
     /// Seconds that the run took.
     pub seconds: u64,
     /// Events that the agents lost.
@@ -59,13 +62,21 @@ impl Report {
     /// An empty one for this kernel.
     pub fn new() -> Self {
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
-        Self { kernel, seconds: 0, lost: 0, cells: Vec::new(), load: Vec::new(), not_made: Vec::new() }
+        let reasons = std::fs::read("/sys/kernel/btf/vmlinux")
+            .is_ok_and(|btf| btf.windows(REASON.len()).any(|bytes| bytes == REASON));
+        Self { kernel, reasons, seconds: 0, lost: 0, cells: Vec::new(), load: Vec::new(), not_made: Vec::new() }
+    }
+
+    /// The table, as it is true on this kernel.
+    pub fn causes(&self) -> Vec<Cause> {
+        CAUSES.iter().map(|cause| cause.on(self.reasons)).collect()
     }
 
     /// Cells below the floor: an accusation without a policy, or a policy's drop missed.
     pub fn below_floor(&self) -> Vec<&Cell> {
+        let causes = self.causes();
         let below = |cell: &&Cell| {
-            let cause = CAUSES.iter().find(|cause| cause.id == cell.cause);
+            let cause = causes.iter().find(|cause| cause.id == cell.cause);
             cause.is_none_or(|cause| cause.below_floor(cell.model, &cell.said.state))
         };
         self.cells.iter().filter(below).collect()
@@ -163,7 +174,8 @@ impl Report {
     }
 
     fn section(&self, text: &mut String, title: &str, wanted: fn(Truth) -> bool) {
-        let rows = self.rows(wanted);
+        let causes = self.causes();
+        let rows = self.rows(&causes, wanted);
         if rows.is_empty() {
             return;
         }
@@ -171,7 +183,7 @@ impl Report {
         text.push_str("| cause | where | transport | client was told | outcome | drop class | dropped in | admitted | not admitted | |\n");
         text.push_str("|---|---|---|---|---|---|---|---|---|---|\n");
         for (row, good) in &rows {
-            let cause = &CAUSES[row.cause];
+            let cause = &causes[row.cause];
             let _ = writeln!(
                 text,
                 "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
@@ -188,7 +200,7 @@ impl Report {
             );
         }
         text.push('\n');
-        let reasons = CAUSES.iter().filter_map(|cause| match cause.truth {
+        let reasons = causes.iter().filter_map(|cause| match cause.truth {
             Truth::Hidden(why) if wanted(cause.truth) => Some((cause.about, why)),
             _ => None,
         });
@@ -199,10 +211,10 @@ impl Report {
     }
 
     /// Cells of both models and all families and kinds of connect() side by side; good if all of them are.
-    fn rows(&self, wanted: fn(Truth) -> bool) -> Vec<(Row, bool)> {
+    fn rows(&self, causes: &[Cause], wanted: fn(Truth) -> bool) -> Vec<(Row, bool)> {
         let mut groups: BTreeMap<(usize, Place, Protocol), Vec<&Cell>> = BTreeMap::new();
         for cell in &self.cells {
-            let index = CAUSES.iter().position(|cause: &Cause| cause.id == cell.cause && wanted(cause.truth));
+            let index = causes.iter().position(|cause| cause.id == cell.cause && wanted(cause.truth));
             if let Some(index) = index {
                 groups.entry((index, cell.place, cell.protocol)).or_default().push(cell);
             }
@@ -238,6 +250,14 @@ impl Report {
         });
         rows.collect()
     }
+}
+
+/// Of the enumeration of reasons, in every kernel's type information that has it; no-socket was among the first.
+const REASON: &[u8] = b"SKB_DROP_REASON_NO_SOCKET\0";
+
+/// Of reports that do not say.
+fn yes() -> bool {
+    true
 }
 
 impl Default for Report {

@@ -50,11 +50,11 @@ struct Dial<'a> {
 pub fn run(options: &Options) -> Result<Report> {
     let begin = Instant::now();
     let wanted = |cause: &&Cause| options.only.as_ref().is_none_or(|part| cause.id.contains(part.as_str()));
-    let causes: Vec<Cause> = super::table::CAUSES.iter().filter(wanted).copied().collect();
+    let mut report = Report::new();
+    let causes: Vec<Cause> = report.causes().into_iter().filter(|cause| wanted(&cause)).collect();
     ensure!(!causes.is_empty(), "there is no such cause");
     let lanes = lanes(&causes);
     let mesh = mesh(&lanes)?;
-    let mut report = Report::new();
     let (made, held) = set_up(&mesh, lanes, &mut report)?;
     let agents = thread::scope(|scope| {
         let other = scope.spawn(|| Watcher::start(&mesh, options.binary.clone(), Model::DoesNotAdmit));

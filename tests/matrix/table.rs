@@ -39,6 +39,7 @@ const fn policy(
         families: BOTH,
         setup: sockets::nothing,
         act: Usual,
+        needs_reasons: None,
     }
 }
 
@@ -55,6 +56,7 @@ const fn fault(id: &'static str, about: &'static str, places: &'static [Place]) 
         families: BOTH,
         setup: sockets::nothing,
         act: Usual,
+        needs_reasons: None,
     }
 }
 
@@ -121,6 +123,9 @@ pub const CAUSES: &[Cause] = &[
     },
     Cause {
         setup: programs::cgroup_ingress,
+        needs_reasons: Some(
+            "without drop reasons a BPF program's verdict looks like a full receive buffer or a duplicate",
+        ),
         ..policy("cgroup-ingress", "BPF program at the server's cgroup, ingress", &["cgroup"], &[ServerPod])
     },
     Cause {
@@ -245,7 +250,9 @@ pub const CAUSES: &[Cause] = &[
         setup: rules::invalid,
         tcp: DROPPED,
         udp: NONE,
-        classes: &["netfilter"],
+        // Where rules drop in the name of `nf_hook_slow`, as conntrack does itself, a packet without a connection is not laid
+        // at the door of a rule.
+        classes: &["netfilter", "resource"],
         ..fault("conntrack-invalid", "answers are INVALID to conntrack and dropped", &[SourceNode, DestinationNode])
     },
     Cause {

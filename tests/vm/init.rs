@@ -1,14 +1,16 @@
 //! Process 1 of a test guest: mounts what a machine has, loads modules, runs programs, says how they ended, stops the machine.
 //!
 //! `/modules/order` names the modules in the order in which they can be loaded; `/commands` holds one command per line, its
-//! words separated by spaces; what they write to `/tmp/out` leaves the guest. Everything is said on the console, which is the standard output; the last line is
-//! `VM-EXIT:CODE` with the first exit code that was not 0. A panic here is a panic of the kernel, and meant to be seen.
+//! words separated by spaces; what they write to `/tmp/out` leaves the guest. Everything is said on the console, which is the
+//! standard output; the last line is `VM-EXIT:CODE` with the first exit code that was not 0. A panic here is a panic of the
+//! kernel, and meant to be seen.
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::kmod::{ModuleInitFlags, finit_module};
@@ -58,10 +60,9 @@ fn guest() -> Result<i32> {
         }
     }
     let _ = run("ip link set lo up");
-    for entry in
-        fs::read_dir("/dev")?.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("vport"))
-    {
-        std::os::unix::fs::symlink(entry.path(), "/tmp/out")?;
+    match way_out()? {
+        Some(port) => std::os::unix::fs::symlink(port, "/tmp/out")?,
+        None => println!("VM: no virtio port: what the programs find stays here"),
     }
     let mut first = 0;
     for command in fs::read_to_string("/commands").context("/commands")?.lines() {
@@ -77,6 +78,20 @@ fn guest() -> Result<i32> {
         }
     }
     Ok(first)
+}
+
+/// The port that the host reads; the driver makes it some time after it was loaded.
+fn way_out() -> Result<Option<PathBuf>> {
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(5) {
+        let mut ports = fs::read_dir("/dev")?.flatten().map(|entry| entry.path());
+        let port = ports.find(|path| path.to_string_lossy().starts_with("/dev/vport"));
+        if port.is_some() {
+            return Ok(port);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(None)
 }
 
 fn run(command: &str) -> Result<i32> {

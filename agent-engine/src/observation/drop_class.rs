@@ -121,6 +121,9 @@ const LOCATIONS: &[(&str, DropClass)] = &[
     ("do_xdp_generic", DropClass::Xdp),
     ("generic_xdp_tx", DropClass::Xdp),
     ("veth_xdp_rcv_skb", DropClass::Xdp),
+    // Where the compiler puts the two above on 5.10.
+    ("netif_receive_generic_xdp", DropClass::Xdp),
+    ("veth_poll", DropClass::Xdp),
     ("ovs_execute_actions", DropClass::Ovs),
     ("do_execute_actions", DropClass::Ovs),
     ("ip_finish_output", DropClass::Cgroup),
@@ -150,6 +153,16 @@ const LOCATIONS: &[(&str, DropClass)] = &[
     ("inet_sock_destruct", DropClass::Normal),
     ("packet_rcv", DropClass::Normal),
     ("tpacket_rcv", DropClass::Normal),
+];
+
+/// Locations, by function, that say something only where the kernel gives no drop a reason (before 5.17): later kernels name what
+/// they mean here, and leave other things unsaid. `udp_queue_rcv_one_skb` and `udpv6_queue_rcv_one_skb` are in neither
+/// table on purpose: a BPF program's verdict, a full receive buffer and a bad checksum look the same there.
+const LOCATIONS_WITHOUT_REASONS: &[(&str, DropClass)] = &[
+    ("__udp4_lib_rcv", DropClass::NoSocket),
+    ("__udp6_lib_rcv", DropClass::NoSocket),
+    ("udp_rcv", DropClass::NoSocket),
+    ("udpv6_rcv", DropClass::NoSocket),
 ];
 
 /// `SOCKET_FILTER` is a BPF program of the destination's cgroup here, and only a packet socket's own filter elsewhere.
@@ -196,7 +209,11 @@ impl DropClass {
                     Self::Other
                 })
             }
-            Some(_) | None => location.and_then(|l| at(LOCATIONS, l)).unwrap_or(Self::Other),
+            Some(_) => location.and_then(|l| at(LOCATIONS, l)).unwrap_or(Self::Other),
+            None => {
+                let found = location.and_then(|l| at(LOCATIONS, l).or_else(|| at(LOCATIONS_WITHOUT_REASONS, l)));
+                found.unwrap_or(Self::Other)
+            }
         }
     }
 

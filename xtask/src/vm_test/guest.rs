@@ -15,7 +15,9 @@ use super::kernels::Files;
 use crate::tools;
 
 /// What the tests use of the kernel that Debian builds as modules. A kernel that has one built in or not at all goes without.
-const MODULES: [&str; 48] = [
+const MODULES: [&str; 50] = [
+    "virtio_pci",
+    "virtio_console",
     "veth",
     "bridge",
     "dummy",
