@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{build_ebpf, tools};
 use kernels::Kernel;
-use machine::Ending;
+pub use machine::Ending;
 
 /// `cargo xtask vm-test`
 #[derive(clap::Args)]
@@ -62,7 +62,8 @@ impl VmTest {
     pub fn run(self) -> Result<ExitCode> {
         let Self { kernels, quick, filter, matrix, refresh, limit, verbose, full, released } = self;
         if quick {
-            return Ok(if self::quick()? { ExitCode::SUCCESS } else { ExitCode::from(1) });
+            let worst = self::quick()?.iter().map(|(_, ending)| code(ending)).max();
+            return Ok(ExitCode::from(worst.unwrap_or(2)));
         }
         let chosen = kernels::choose(&kernels)?;
         let options = Options {
@@ -75,15 +76,19 @@ impl VmTest {
             document: true,
             released,
         };
-        Ok(ExitCode::from(all(&chosen, &options)?))
+        let worst = all(&chosen, &options)?.iter().map(|(_, ending)| code(ending)).max();
+        Ok(ExitCode::from(worst.unwrap_or(2)))
     }
 }
 
-/// The shorter selection for `cargo xtask test`: one line per kernel on stdout, and whether all passed.
+/// One kernel, and how its guest ended; an error where it could not be run.
+pub type Verdict = (&'static str, Result<Ending>);
+
+/// The shorter selection for `cargo xtask test`.
 ///
 /// # Errors
 /// The guests could not be run at all: no packages, no QEMU, nothing built.
-pub fn quick() -> Result<bool> {
+pub fn quick() -> Result<Vec<Verdict>> {
     let chosen = kernels::choose(&QUICK.map(str::to_owned))?;
     let options = Options {
         filter: None,
@@ -96,7 +101,12 @@ pub fn quick() -> Result<bool> {
         // Built for the other tests already; building the released one takes longer than the guests do.
         released: false,
     };
-    Ok(all(&chosen, &options)? == 0)
+    all(&chosen, &options)
+}
+
+/// 2 if a guest could not be run.
+fn code(ending: &Result<Ending>) -> u8 {
+    ending.as_ref().map_or(2, Ending::code)
 }
 
 struct Options {
@@ -112,28 +122,24 @@ struct Options {
     released: bool,
 }
 
-fn all(chosen: &[&'static Kernel], options: &Options) -> Result<u8> {
+/// Runs the guests one after the other and prints a line for each.
+fn all(chosen: &[&'static Kernel], options: &Options) -> Result<Vec<Verdict>> {
     kernels::require_debian()?;
     let qemu = machine::ensure_qemu()?;
     build_ebpf::build()?;
     let programs = build(options.released)?;
-    let mut worst = 0;
-    let mut table = Vec::new();
+    let mut verdicts = Vec::new();
     for kernel in chosen {
         let begin = Instant::now();
-        let (code, line) = match one(kernel, &qemu, &programs, options) {
-            Ok(ending) => (ending.code(), ending.to_string()),
-            Err(error) => (2, format!("could not be run: {error:#}")),
+        let ending = one(kernel, &qemu, &programs, options);
+        let text = match &ending {
+            Ok(ending) => ending.to_string(),
+            Err(error) => format!("could not be run: {error:#}"),
         };
-        worst = worst.max(code);
-        let line = format!("kernel {:5} {line} ({:.0} s)", kernel.version, begin.elapsed().as_secs_f64());
-        eprintln!("{line}");
-        table.push(line);
+        println!("kernel {:5} {text} ({:.0} s)", kernel.version, begin.elapsed().as_secs_f64());
+        verdicts.push((kernel.version, ending));
     }
-    for line in table {
-        println!("{line}");
-    }
-    Ok(worst)
+    Ok(verdicts)
 }
 
 fn one(kernel: &Kernel, qemu: &machine::Qemu, programs: &[PathBuf], options: &Options) -> Result<Ending> {
@@ -172,16 +178,13 @@ fn one(kernel: &Kernel, qemu: &machine::Qemu, programs: &[PathBuf], options: &Op
 /// The agent (`WEIR_BIN`, or a built one), process 1, the matrix and the tests, in this order, as cargo leaves them.
 fn build(released: bool) -> Result<Vec<PathBuf>> {
     let given = std::env::var_os("WEIR_BIN").map(PathBuf::from);
-    if given.is_none() {
-        let mut cargo = tools::cargo();
-        cargo.args(["build", "--quiet", "--package", "weir", "--bin", "weir"]);
-        tools::run(cargo.args(released.then_some("--release")))?;
+    if given.is_none() && released {
+        tools::run(tools::cargo().args(["build", "--quiet", "--release", "--package", "weir", "--bin", "weir"]))?;
     }
+    // Both packages in one command, as for the other tests: apart they have other features, and all is built again.
+    tools::run(tools::cargo().args(["build", "--quiet", "--package", "weir", "--package", "weir-tests", "--bins"]))?;
     let agent =
         given.unwrap_or_else(|| if released { tools::target().join("release/weir") } else { tools::built("weir") });
-    let mut cargo = tools::cargo();
-    cargo.args(["build", "--quiet", "--package", "weir-tests", "--bin", "weir-vm-init", "--bin", "weir-matrix"]);
-    tools::run(&mut cargo)?;
     let mut cargo = tools::cargo();
     cargo.args(["test", "--quiet", "--package", "weir-tests", "--features", "root", "--test", "probes", "--no-run"]);
     cargo.arg("--message-format=json").stdout(Stdio::piped());
