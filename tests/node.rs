@@ -6,11 +6,12 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use harness::apiserver::ApiServer;
+use harness::apiserver::{ApiServer, Exec, Ran};
 use harness::{DriveOptions, Enforcement, Fixture, Rehearsal, agent, fixture};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -79,6 +80,7 @@ fn explain_on_a_node_adds_what_the_kernel_saw_and_which_edit_it_was() -> Result<
         ensure!(text.contains(part), "{part} is missing:\n{text}");
     }
     ensure!(text.lines().all(|line| line.chars().count() <= 100), "wider than 100 columns:\n{text}");
+    ensure!(text.contains("newest attempts:"), "{text}");
     // Opened and closed again while the agent looks on: now it knows the edit.
     let open = rehearsal.fixture.states.last().context("a state that opens it")?.name.clone();
     rehearsal.enter(&open, Enforcement::Drop)?;
@@ -256,6 +258,90 @@ fn the_kubectl_plugin_finds_the_agent_on_the_pods_node() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_kubectl_plugin_gives_back_what_the_command_says_and_how_it_ends() -> Result<()> {
+    let runtime = Runtime::new()?;
+    let server = runtime.block_on(ApiServer::start())?;
+    let pod = |namespace: &str, name: &str, app: &str| {
+        serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": namespace, "name": name, "labels": {"app.kubernetes.io/name": app}},
+            "spec": {"nodeName": "node-a", "containers": [{"name": "weir", "image": "weir"}]},
+            "status": {"phase": "Running"},
+        })
+    };
+    server.try_apply(pod("shop", "cart", "cart"))?;
+    server.try_apply(pod("weir-system", "weir-a", "weir"))?;
+    // The pod's command is the real one, here without a pod around it.
+    let binary = agent::binary()?;
+    server.run_with(move |exec: &Exec| {
+        assert_eq!((&*exec.namespace, &*exec.pod, &*exec.container), ("weir-system", "weir-a", "weir"));
+        assert_eq!(exec.command[0], "weir");
+        if exec.command[1] == "run" {
+            return Ran { code: 137, ..Ran::default() };
+        }
+        let said = Command::new(&binary).args(&exec.command[1..]).output().expect("weir runs");
+        Ran { stdout: said.stdout, stderr: said.stderr, code: said.status.code().unwrap_or(-1) }
+    });
+    let folder = tempfile::tempdir()?;
+    let kubeconfig = folder.path().join("kubeconfig");
+    server.write_kubeconfig(&kubeconfig, None, None)?;
+    let plugin = folder.path().join("kubectl-weir");
+    std::os::unix::fs::symlink(agent::binary()?, &plugin)?;
+    let scenario = fixture::fixtures_dir().join(SCENARIO);
+    let before = scenario.join("policies-before.yaml");
+    let cluster = scenario.join("cluster.yaml");
+    let check = ["check", "-f", text(&before)?, "--cluster", text(&cluster)?, "--output", "json"];
+    let commands: [(&[&str], i32); 4] =
+        [(&["flows", "--output", "json"], 0), (&check, 1), (&["status", "--socket", "/nowhere"], 2), (&["run"], 2)];
+    for (command, code) in commands {
+        let there =
+            Command::new(&plugin).arg("--kubeconfig").arg(&kubeconfig).arg("shop/cart").args(command).output()?;
+        ensure!(there.status.code() == Some(code), "{command:?}: {:?}", there);
+        if command == ["run"] {
+            continue;
+        }
+        let here = Command::new(agent::binary()?).args(command).output()?;
+        ensure!(here.status.code() == Some(code), "{command:?}: {:?}", here.status);
+        ensure!(there.stdout == here.stdout, "{command:?}: {}", String::from_utf8_lossy(&there.stdout));
+        ensure!(there.stderr == here.stderr, "{command:?}: {}", String::from_utf8_lossy(&there.stderr));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_panic_leaves_the_terminal_as_it_was() -> Result<()> {
+    if Command::new("tmux").arg("-V").output().is_err() {
+        println!("SKIPPED: tmux is not installed");
+        return Ok(());
+    }
+    let rehearsal = begin()?;
+    let (binary, socket) = (agent::binary()?, rehearsal.agent.socket());
+    let (binary, socket) = (text(&binary)?, text(&socket)?);
+    let terminal = Terminal::open()?;
+    terminal.keys(&[&format!("WEIR_TEST_PANIC=1 {binary} top --socket {socket}; stty -a; echo ended $?"), "Enter"])?;
+    let screen = terminal.until("the message and a prompt", |screen| screen.contains("ended 0"))?;
+    ensure!(terminal.format("#{alternate_on} #{cursor_flag}")? == "0 1", "the terminal is not as it was:\n{screen}");
+    let words: BTreeSet<&str> = screen.split_whitespace().map(|w| w.trim_end_matches(';')).collect();
+    ensure!(words.contains("echo") && words.contains("icanon"), "what is typed stays unseen:\n{screen}");
+    if cfg!(debug_assertions) {
+        ensure!(screen.contains("WEIR_TEST_PANIC is set"), "it did not panic:\n{screen}");
+    }
+    // Attempts in 100 columns.
+    terminal.keys(&["clear", "Enter"])?;
+    terminal.keys(&[&format!("{binary} watch --socket {socket} --flow sidecar-xds"), "Enter"])?;
+    let drive = || rehearsal.mesh.drive(std::slice::from_ref(rehearsal.flow(FLOW)?), &DriveOptions::default());
+    let screen = terminal.until("an attempt", |screen| {
+        screen.contains("policies") && screen.contains("dropped") || {
+            drive().expect("the flow can be driven");
+            false
+        }
+    })?;
+    let lines = || screen.lines().filter(|line| line.contains("my-namespace/httpbin →"));
+    ensure!(lines().count() > 0 && screen.lines().any(|line| line.starts_with("    ")), "not wrapped:\n{screen}");
+    Ok(())
+}
+
 /// A terminal of 100 columns and 40 lines.
 struct Terminal {
     name: String,
@@ -263,7 +349,9 @@ struct Terminal {
 
 impl Terminal {
     fn open() -> Result<Self> {
-        let this = Self { name: format!("weir-test-{}", std::process::id()) };
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let this = Self { name: format!("weir-test-{}-{number}", std::process::id()) };
         this.tmux(&["new-session", "-d", "-x", "100", "-y", "40", "sh"])?;
         Ok(this)
     }
