@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use harness::apiserver::{ApiServer, Exec, Ran};
+use harness::fixture::{End, Protocol};
+use harness::tls::TlsServer;
 use harness::{DriveOptions, Enforcement, Fixture, Rehearsal, agent, fixture};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -81,6 +84,24 @@ fn explain_on_a_node_adds_what_the_kernel_saw_and_which_edit_it_was() -> Result<
     }
     ensure!(text.lines().all(|line| line.chars().count() <= 100), "wider than 100 columns:\n{text}");
     ensure!(text.contains("newest attempts:"), "{text}");
+    // Nobody needs the way back, and what was tried there is remembered all the same.
+    let begin = Instant::now();
+    loop {
+        let (from, to) = ("istio-system/istiod", "my-namespace/httpbin");
+        let source = rehearsal.mesh.namespace(&End::Pod(pod_of(&rehearsal, "istio-system", "istiod")?))?;
+        let target = rehearsal.mesh.addresses(&End::Pod(pod_of(&rehearsal, "my-namespace", "httpbin")?))?[0];
+        let connect = || TcpStream::connect_timeout(&(target, 15012).into(), Duration::from_millis(500)).is_ok();
+        let open = source.run(|| Ok(connect()))?;
+        let said = rehearsal.agent.command(&["explain", from, to, "15012", "--output", "json"])?;
+        let json: Value = serde_json::from_slice(&said.stdout)?;
+        let attempts = json["targets"][0]["attempts"].as_array().cloned().unwrap_or_default();
+        ensure!(json["targets"][0]["required"] == serde_json::json!([]), "{json:#}");
+        if attempts.iter().any(|a| a["dialled"]["destination"] == target.to_string()) {
+            ensure!(!open, "nobody listens there");
+            break;
+        }
+        ensure!(begin.elapsed() < PATIENCE, "nothing is remembered: {json:#}");
+    }
     // Opened and closed again while the agent looks on: now it knows the edit.
     let open = rehearsal.fixture.states.last().context("a state that opens it")?.name.clone();
     rehearsal.enter(&open, Enforcement::Drop)?;
@@ -120,6 +141,11 @@ fn probe_opens_what_a_pod_needs_from_inside_its_network_namespace() -> Result<()
     let xds = of(&json, "sidecar-xds");
     ensure!(xds.len() == 1 && xds[0]["answered"]["reached"] == "timed-out", "{json:#}");
     ensure!(xds[0]["policies"] == serde_json::json!(["my-namespace/default-deny"]), "{xds:#?}");
+    // As the pod would: at the Service's address, while policies see the pod's port.
+    let dialled: SocketAddr = xds[0]["to"].as_str().context("no address")?.parse()?;
+    let service = rehearsal.mesh.cluster.service("istio-system/istiod").context("no Service")?;
+    let cluster_ip = service.spec.as_ref().and_then(|s| s.cluster_ip.as_deref()).context("no address of it")?;
+    ensure!(xds[0]["service"] == "istio-system/istiod" && dialled.ip().to_string() == cluster_ip, "{xds:#?}");
     let dns = of(&json, "sidecar-dns");
     ensure!(!dns.is_empty() && dns.iter().all(|r| r["answered"]["reached"] == "timed-out"), "{dns:#?}");
     let open = rehearsal.fixture.states.last().context("a state that opens it")?.name.clone();
@@ -137,6 +163,18 @@ fn probe_opens_what_a_pod_needs_from_inside_its_network_namespace() -> Result<()
         }
         ensure!(begin.elapsed() < PATIENCE, "not all can be reached: {json:#}");
     }
+    // Whom the certificate is for is told apart from whether the port can be reached.
+    let istiod = End::Pod(xds[0]["destination"].as_str().context("no destination")?.to_owned());
+    rehearsal.mesh.stop_listening(&istiod, Protocol::Tcp, 15012)?;
+    for (name, right) in [("istiod.istio-system.svc", true), ("istiod.somewhere-else.svc", false)] {
+        let _server = TlsServer::start(rehearsal.mesh.namespace(&istiod)?, 15012, &[name])?;
+        let (code, json) = probe(&["sidecar-xds"])?;
+        let answered = &of(&json, "sidecar-xds")[0]["answered"];
+        ensure!(answered["reached"] == "established" && answered["right"] == right, "{json:#}");
+        ensure!(answered["said"].as_str().is_some_and(|s| s.contains("istiod.istio-system.svc")), "{json:#}");
+        ensure!(code == Some(i32::from(!right)), "{code:?} {json:#}");
+    }
+    rehearsal.mesh.listen(&istiod, Protocol::Tcp, 15012)?;
     // The agent saw these as attempts of the pod.
     let text = rehearsal.agent.command(&["probe", "my-namespace/httpbin", "sidecar-xds", "--timeout", "1s"])?;
     let text = String::from_utf8(text.stdout)?;
@@ -498,6 +536,13 @@ fn programs_of(pid: u32) -> Result<BTreeSet<u32>> {
 /// Ids of all BPF programs that the kernel has loaded.
 fn loaded() -> Result<BTreeSet<u32>> {
     aya::programs::loaded_programs().map(|program| Ok(program?.id())).collect()
+}
+
+/// A pod by the beginning of its name.
+fn pod_of(rehearsal: &Rehearsal, namespace: &str, name: &str) -> Result<String> {
+    let keys = rehearsal.mesh.cluster.pods.iter().map(|pod| harness::objects::key_of(&pod.metadata));
+    let found = keys.into_iter().find(|key| key.starts_with(&format!("{namespace}/{name}")));
+    found.with_context(|| format!("there is no pod {namespace}/{name}…"))
 }
 
 fn begin() -> Result<Rehearsal> {

@@ -264,7 +264,7 @@ impl fmt::Display for DoctorReport {
                 .subsequent_indent(INDENT)
                 .word_separator(textwrap::WordSeparator::AsciiSpace)
                 .word_splitter(textwrap::WordSplitter::NoHyphenation);
-            for line in textwrap::wrap(&format!("{mark:8}{name:16}{text}"), options) {
+            for line in textwrap::wrap(&format!("{mark:8}{name:18}{text}"), options) {
                 writeln!(f, "{}", line.trim_end())?;
             }
         }
@@ -280,7 +280,7 @@ impl fmt::Display for DoctorReport {
 /// Columns of a line.
 const WIDTH: usize = 100;
 /// Below the text of the line before.
-const INDENT: &str = "                        ";
+const INDENT: &str = "                          ";
 
 struct Line {
     mark: Mark,
@@ -363,7 +363,7 @@ mod tests {
         report.probes[1].active = false;
         report.probes[1].reason = Some("load: Permission denied".to_owned());
         assert_eq!(report.exit_code(), 2);
-        assert!(report.to_string().contains("MISSING packet_drop     a:b: load: Permission denied"), "{report}");
+        assert!(report.to_string().contains("MISSING packet_drop       a:b: load: Permission denied"), "{report}");
     }
 
     #[test]

@@ -164,7 +164,7 @@ pub fn text(line: &Line) -> String {
         let _ = write!(out, " {}.{:03}ms", latency / 1_000_000, latency / 1_000 % 1_000);
     }
     if !line.policies.is_empty() {
-        let _ = write!(out, " policies {}", clean(&line.policies.join(",")));
+        let _ = write!(out, " policies {}", clean(&line.policies.join(", ")));
     }
     if let Some(owner) = line.owner.as_ref().filter(|o| o.pid != 0) {
         let _ = write!(out, " by {}[{}]", clean(&owner.comm), owner.pid);
