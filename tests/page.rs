@@ -59,8 +59,8 @@ struct Seen {
 impl Seen {
     /// The state in the summary of a flow's pair.
     fn summary(&self, flow: &str) -> Option<&str> {
-        let summaries = self.dom.split("<summary>").skip(1).filter_map(|rest| rest.split("</summary>").next());
-        let of = summaries.filter(|s| s.contains(&format!("</b> {flow} "))).next()?;
+        let mut summaries = self.dom.split("<summary>").skip(1).filter_map(|rest| rest.split("</summary>").next());
+        let of = summaries.find(|s| s.contains(&format!("</b> {flow} ")))?;
         of.split_once('>')?.1.split('<').next()
     }
 

@@ -105,7 +105,7 @@ where
     let streams = [(STDOUT, &ran.stdout, CHUNK), (STDERR, &ran.stderr, CHUNK), (ERROR, &status, usize::MAX)];
     for (stream, bytes, chunk) in streams {
         for part in bytes.chunks(chunk) {
-            socket.send(Message::binary([&[stream], part].concat())).await?;
+            socket.send(Message::binary([&[stream][..], part].concat())).await?;
         }
     }
     socket.close(None).await?;
