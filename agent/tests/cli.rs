@@ -363,12 +363,16 @@ fn watch_shows_attempts_as_they_come() {
             ["watch", "--socket", path.to_str().unwrap()].into_iter().chain(more.iter().copied()).collect();
         first_lines(&args, count)
     };
-    assert_data_eq!(watch(&[], 4), file!["golden/watch.txt"]);
-    let denied = watch(&["--denied"], 2);
+    let shown = watch(&[], 7);
+    assert!(shown.lines().all(|line| line.chars().count() <= 100), "{shown}");
+    assert_data_eq!(shown, file!["golden/watch.txt"]);
+    let joined = |text: &str| text.replace("\n    ", " ");
+    assert_eq!(joined(&watch(&["--wide"], 4)), joined(&watch(&[], 7)), "the same, on one line each");
+    let denied = watch(&["--denied", "--wide"], 2);
     assert!(denied.contains("shop/cart") && denied.lines().nth(1).unwrap().starts_with("7 lines skipped"), "{denied}");
-    let web = watch(&["--workload", "shop/web", "--port", "15012"], 2);
+    let web = watch(&["--workload", "shop/web", "--port", "15012", "--wide"], 2);
     assert!(web.contains("shop/web") && !web.contains("shop/cart"), "{web}");
-    let stranger = watch(&["--port", "443"], 2);
+    let stranger = watch(&["--port", "443", "--wide"], 2);
     assert!(stranger.contains("2001:db8::2") && !stranger.contains("shop/"), "{stranger}");
     for line in watch(&["--json"], 4).lines() {
         let json: serde_json::Value = serde_json::from_str(line).unwrap();

@@ -44,6 +44,8 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_secs(1);
 /// Edits remembered between two judgements.
 const MAX_EDITS: usize = 4_096;
+/// Decided attempts that are remembered for who asks about a connection.
+const MAX_RECENT: usize = 1_024;
 
 /// The pure core's state. One task owns it.
 #[derive(Clone, Debug)]
@@ -66,6 +68,8 @@ pub struct Engine {
     /// Attempts that wait for a lookup.
     held: Held,
     queue_overflow: u64,
+    /// The newest attempts that were decided, newest last.
+    recent: VecDeque<Attempt>,
     synced: bool,
     /// Ports that the probes have to watch.
     watched: BTreeSet<u16>,
@@ -102,6 +106,7 @@ impl Engine {
             queue: VecDeque::new(),
             held: Held::default(),
             queue_overflow: 0,
+            recent: VecDeque::new(),
             synced: false,
             watched: settings.watched_ports.iter().copied().collect(),
             settings,
@@ -290,6 +295,11 @@ impl Engine {
         self.ledger.entries().map(|e| &e.pair)
     }
 
+    /// The newest attempts that were decided, newest last, whoever they belong to; bounded.
+    pub fn recent(&self) -> impl Iterator<Item = &Attempt> {
+        self.recent.iter()
+    }
+
     /// The settings it was made with.
     #[must_use]
     pub fn settings(&self) -> &Settings {
@@ -369,6 +379,10 @@ impl Engine {
     fn attribute(&mut self, now: Time, waiting: Waiting) {
         let Some(waiting) = self.hold(now, waiting) else { return };
         let Waiting { attempt, until } = waiting;
+        if self.recent.len() >= MAX_RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(attempt.clone());
         let world = World { cluster: &self.cluster, identity: &self.identity, ledger: &self.ledger };
         let established = attempt.outcome == Outcome::Established;
         let mut flow: Arc<str> = NO_FLOW.into();

@@ -14,6 +14,8 @@ use super::manifests::Source;
 use super::{Exit, out};
 use crate::report::{Checked, Conclusion, junit, markdown, sarif, table};
 
+/// Judge manifests before they are applied
+///
 /// Judges every flow that the mesh needs by the policies in manifests, before anything is applied.
 ///
 /// Pods come from Pod objects, or, in rendered charts, from the pod templates of workloads.

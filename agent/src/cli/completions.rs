@@ -7,6 +7,8 @@ use clap_complete::Shell;
 
 use super::Exit;
 
+/// Print the completions of a shell
+///
 /// Prints the completions of a shell, to be read by it at its start.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]

@@ -13,6 +13,8 @@ use super::{Exit, manifests};
 use crate::report::table::Page;
 use crate::report::{Inputs, words};
 
+/// Compare two sets of policies by what opens and what closes
+///
 /// Says which required flows, and which flows between workloads, change between two sets of policies.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]

@@ -2,9 +2,16 @@
 //!
 //! Nothing is guessed: the probes are loaded, attached and detached again.
 
-use std::{fmt, fs, path::PathBuf};
+mod agent;
+mod engine;
+
+use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use serde::Serialize;
+
+pub use agent::{AgentReport, Lost, Part};
+pub use engine::{Engine, Network};
 
 use crate::probes::{self, ProbeSettings, ProbeStatus, host, symbols::Symbols};
 
@@ -55,18 +62,28 @@ pub struct DoctorReport {
     pub probes: Vec<ProbeStatus>,
     /// Why no probe could even be tried.
     pub error: Option<String>,
+    /// Network plugin and policy engine.
+    pub network: Network,
+    /// The agent that runs here, if one answers.
+    pub agent: Option<AgentReport>,
 }
 
 /// Looks at this machine.
 #[must_use]
-pub fn report(settings: &ProbeSettings) -> DoctorReport {
+pub fn report(settings: &ProbeSettings, socket: &Path) -> DoctorReport {
     let (statuses, types, error) = match probes::try_all(settings) {
         Ok((statuses, types)) => (statuses, Some(types), None),
         Err(error) => (Vec::new(), None, Some(error.to_string())),
     };
     // Even where nothing can be loaded the types may be readable.
     let types = types.or_else(|| probes::btf::KernelTypes::read(&settings.btf).ok());
+    let kernel = engine::Kernel {
+        reasons: types.as_ref().is_some_and(|t| t.layout.has_drop_reason == 1),
+        open_vswitch: types.as_ref().is_some_and(|t| t.drop_reasons.values().any(|r| r.starts_with("OVS_DROP"))),
+    };
     DoctorReport {
+        network: Network::look(Path::new("/"), kernel),
+        agent: AgentReport::ask(socket).ok(),
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
         architecture: std::env::consts::ARCH,
         probes_embedded: probes::embedded(),
@@ -166,6 +183,70 @@ impl DoctorReport {
                 Line { mark, name: probe.name, text }
             }
         }));
+        lines.extend(self.network());
+        lines.extend(self.agent());
+        lines
+    }
+
+    fn network(&self) -> Vec<Line> {
+        let Network { plugins, engines } = &self.network;
+        let none = "none recognised in /etc/cni/net.d (in a container: mount it from the host)";
+        let mut lines = vec![Line::or_weak(!plugins.is_empty(), "CNI", plugins.join(", "), none)];
+        let unknown =
+            "none recognised: whether policies are enforced, and whether drops show, is told by traffic alone";
+        if engines.is_empty() {
+            lines.push(Line { mark: Mark::Weak, name: "policy engine", text: unknown.to_owned() });
+        }
+        for engine in engines {
+            let Engine { name, seen, shows, hides, .. } = engine;
+            let mark = if engine.visible { Mark::Fine } else { Mark::Weak };
+            lines.push(Line { mark, name: "policy engine", text: format!("{name} (by {})", seen.join(", ")) });
+            lines.push(Line { mark, name: "  shows", text: (*shows).to_owned() });
+            lines.push(Line { mark, name: "  hides", text: (*hides).to_owned() });
+        }
+        lines
+    }
+
+    fn agent(&self) -> Vec<Line> {
+        let Some(agent) = &self.agent else {
+            let text = "none answers on the socket; start one with `weir run`, or name its socket with --socket";
+            return vec![Line { mark: Mark::Weak, name: "agent", text: text.to_owned() }];
+        };
+        let running = format!("version {}, {} of {} probes active", agent.version, agent.probes_active, agent.probes);
+        let mut lines = vec![Line::or_weak(
+            agent.synced,
+            "agent",
+            running,
+            "it runs, and waits for the cluster's objects; its log says why",
+        )];
+        let weak: Vec<String> = agent
+            .weak_parts()
+            .map(|Part { name, state, age_seconds }| format!("{name} {state} {age_seconds} s"))
+            .collect();
+        let parts = if agent.parts.is_empty() {
+            "from manifests".to_owned()
+        } else {
+            format!("{} parts, all current", agent.parts.len())
+        };
+        lines.push(Line::or_weak(weak.is_empty(), "cluster view", parts, &weak.join(", ")));
+        if agent.problems > 0 {
+            let text = format!("{} documents could not be read; weir status names them", agent.problems);
+            lines.push(Line { mark: Mark::Weak, name: "manifests", text });
+        }
+        let lost: Vec<String> = agent
+            .lost
+            .iter()
+            .filter(|l| l.count > 0)
+            .map(|Lost { stage, count }| format!("{count} in {stage}"))
+            .collect();
+        let remedy = format!("{}; what they would have proven stays unknown", lost.join(", "));
+        lines.push(Line::or_weak(lost.is_empty(), "lost events", "none".to_owned(), &remedy));
+        let moved = agent.clock_moved_ms;
+        let steady = moved.abs() <= agent::MAX_CLOCK_MS;
+        let found = "the wall clock is where it was when the agent began";
+        let otherwise =
+            format!("the wall clock has moved by {moved} ms since the agent began: its times are off by that");
+        lines.push(Line::or_weak(steady, "clock", found.to_owned(), &otherwise));
         lines
     }
 }
@@ -178,13 +259,28 @@ impl fmt::Display for DoctorReport {
                 Mark::Weak => "weak",
                 Mark::Missing => "MISSING",
             };
-            writeln!(f, "{mark:8}{name:16}{text}")?;
+            let options = textwrap::Options::new(WIDTH)
+                .initial_indent("")
+                .subsequent_indent(INDENT)
+                .word_separator(textwrap::WordSeparator::AsciiSpace)
+                .word_splitter(textwrap::WordSplitter::NoHyphenation);
+            for line in textwrap::wrap(&format!("{mark:8}{name:18}{text}"), options) {
+                writeln!(f, "{}", line.trim_end())?;
+            }
         }
-        let able =
-            if self.exit_code() == 0 { "weir can work on this node" } else { "weir cannot work on this node yet" };
+        let able = match (self.exit_code(), &self.agent) {
+            (0, None) => "weir can work on this node. Next: weir run",
+            (0, Some(_)) => "weir can work on this node. Next: weir status",
+            _ => "weir cannot work on this node yet. Next: mend what is MISSING, and ask again",
+        };
         writeln!(f, "{able}")
     }
 }
+
+/// Columns of a line.
+const WIDTH: usize = 100;
+/// Below the text of the line before.
+const INDENT: &str = "                          ";
 
 struct Line {
     mark: Mark,
@@ -192,6 +288,7 @@ struct Line {
     text: String,
 }
 
+#[derive(Clone, Copy)]
 enum Mark {
     Fine,
     /// The agent works, and sees less.
@@ -234,6 +331,8 @@ mod tests {
             missing_members: Vec::new(),
             probes: vec![probe("tcp_state"), probe("packet_drop")],
             error: None,
+            network: Network { plugins: vec!["calico".to_owned()], engines: Vec::new() },
+            agent: None,
         }
     }
 
@@ -264,7 +363,7 @@ mod tests {
         report.probes[1].active = false;
         report.probes[1].reason = Some("load: Permission denied".to_owned());
         assert_eq!(report.exit_code(), 2);
-        assert!(report.to_string().contains("MISSING packet_drop     a:b: load: Permission denied"), "{report}");
+        assert!(report.to_string().contains("MISSING packet_drop       a:b: load: Permission denied"), "{report}");
     }
 
     #[test]
@@ -272,7 +371,7 @@ mod tests {
         let nowhere = |name: &str| PathBuf::from("/nowhere").join(name);
         let settings =
             ProbeSettings { btf: nowhere("vmlinux"), kallsyms: nowhere("kallsyms"), ..ProbeSettings::default() };
-        let report = report(&settings);
+        let report = report(&settings, Path::new("/nowhere/weir.sock"));
         assert!(!report.btf_present && report.kernel_functions == 0 && report.error.is_some());
         assert_eq!(report.exit_code(), 2);
     }

@@ -11,6 +11,8 @@ use super::out::{self, Output};
 use crate::explain::{self, Port};
 use crate::outputs::socket::{self, Question};
 
+/// Say what policies make of one connection, and why
+///
 /// Says what the policies make of a connection, and why; without -f as the agent on this node sees it, with what its kernel
 /// saw of that connection lately, and by which edit the decision last changed.
 #[derive(Debug, Args)]

@@ -10,6 +10,8 @@ use crate::outputs::text::clean;
 use crate::report::patches;
 use crate::report::words::{self, count};
 
+/// Propose the smallest policies that open what is denied
+///
 /// Proposes the smallest policies that open the denied flows which the mesh needs.
 ///
 /// Each is tried out first; what else opens is told on standard error. Policies that Helm, an operator or Kyma manage are never

@@ -12,6 +12,8 @@ use super::manifests::own_flows;
 use super::out;
 use super::table::{Cell, Table};
 
+/// List the flows that a mesh needs, explain one, or find one by its symptom
+///
 /// Lists the flows that a mesh needs, or explains one. With --symptom: which blocked flows look like that.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]

@@ -8,6 +8,8 @@ use clap::{Args, Command};
 
 use super::Exit;
 
+/// Write the manual pages
+///
 /// Writes a manual page for each command into a folder.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]

@@ -15,6 +15,7 @@ mod man;
 mod manifests;
 mod out;
 mod probe;
+mod progress;
 mod record;
 mod replay;
 mod run;
@@ -40,37 +41,23 @@ struct Cli {
 
 const EXIT_CODES: &str = "Exit codes: 0 all required flows fine, 1 findings, 2 could not tell or failed.";
 
+/// Their short and long descriptions are those of the types.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the agent: watch this kernel's connections and judge them
     Run(run::Run),
-    /// Judge manifests before they are applied
     Check(check::Check),
-    /// Say what policies make of one connection, and why
     Explain(explain::Explain),
-    /// Propose the smallest policies that open what is denied
     Fix(fix::Fix),
-    /// Compare two sets of policies by what opens and what closes
     Diff(diff::Diff),
-    /// Show what the agent on this node knows of the required flows
     Status(status::Status),
-    /// Open the connections that a pod's required flows need, from inside its network namespace
     Probe(probe::Probe),
-    /// Show connection attempts as the kernel decides them
     Watch(watch::Watch),
-    /// Show status and attempts on a screen that keeps itself up to date
     Top(top::Top),
-    /// Say what this node's kernel offers, which probes work and what is missing
     Doctor(doctor_args::Doctor),
-    /// List the flows that a mesh needs, explain one, or find one by its symptom
     Flows(flows::Flows),
-    /// Record what verdicts on this node are made from, for `weir replay`
     Record(record::Record),
-    /// Feed a recording to the engine again
     Replay(replay::Replay),
-    /// Print the completions of a shell
     Completions(completions::Completions),
-    /// Write the manual pages
     Man(man::Man),
 }
 

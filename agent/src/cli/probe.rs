@@ -1,7 +1,7 @@
 //! `weir probe`.
 
 use std::collections::BTreeSet;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,16 +10,18 @@ use clap::Args;
 use serde::Serialize;
 use weir_engine::policy::Admission;
 
-use super::Exit;
 use super::manifests::{Reading, Source};
 use super::out::{self, Output};
 use super::run::duration;
+use super::{Exit, progress};
 use crate::outputs::socket::{self, Question};
 use crate::outputs::text::clean;
 use crate::probe::plan::{self, Plan};
 use crate::probe::{self, Limits};
 use crate::report::table::Page;
 
+/// Open the connections that a pod's required flows need, from inside its network namespace
+///
 /// Opens the connections that the required flows of pods on this node need, from inside each pod's network namespace: a TCP
 /// handshake, on 15012 and 15017 also which name the certificate is for, on DNS ports a query, on health and metrics ports a
 /// GET. Nothing runs in the pod, and no application data is sent. Needs root.
@@ -93,17 +95,12 @@ impl Probe {
         }
         let total = plan.checks.len();
         let left = plan.left.clone();
-        let terminal = io::stderr().is_terminal();
-        let mut done = 0;
+        let bar = progress::steps(u64::try_from(total).unwrap_or(u64::MAX));
         let results = probe::run(plan, Limits { timeout, rate }, |result| {
-            done += 1;
-            if terminal {
-                let _ = write!(io::stderr(), "\r\x1b[K{done} of {total}: {}", clean(&result.check.flow));
-            }
+            bar.set_message(clean(&result.check.flow).into_owned());
+            bar.inc(1);
         });
-        if terminal {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
+        drop(bar);
         let results = results?;
         match output {
             Output::Table => out::print(&page(&results, &left))?,
@@ -147,13 +144,14 @@ fn page(results: &[probe::Result], left: &[String]) -> String {
             true => ("ok", Page::GREEN),
             false => (answered.reached.as_str(), Page::RED),
         };
+        let through = check.service.as_ref().map(|s| format!(" through Service {s}")).unwrap_or_default();
         let took = format!("{}.{:03} ms", answered.micros / 1000, answered.micros % 1000);
         page.styled(
             2,
             word,
             style,
             &format!(
-                "{} → {} {}/{}: {}, {took}",
+                "{} → {}{through} {}/{}: {}, {took}",
                 check.flow, check.destination, check.to, check.protocol, answered.said
             ),
         );

@@ -1,5 +1,6 @@
 //! `weir record`.
 
+use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,13 +8,15 @@ use anyhow::Context as _;
 use clap::Args;
 use weir_engine::engine::{Settings, WATCHED_PORTS};
 
-use super::Exit;
 use super::manifests::own_flows;
 use super::run::{WhichPods, duration, source};
+use super::{Exit, progress};
 use crate::outputs::log::{self, LogFormat};
 use crate::probes::ProbeSettings;
 use crate::run::{self, Config, Kernel, record};
 
+/// Record what verdicts on this node are made from, for `weir replay`
+///
 /// Records what enters the engine, with probes of its own, for `weir replay`: everything that verdicts on this node are made
 /// from. Ends by itself, or with Ctrl-C; an agent that runs beside it is not disturbed. Needs root.
 #[derive(Debug, Args)]
@@ -61,7 +64,13 @@ impl Record {
     /// Records until the time is over.
     pub fn run(self) -> anyhow::Result<Exit> {
         let Self { file, manifests, kubeconfig, mut node, flows, span, limit, redact } = self;
-        log::init(LogFormat::Text)?;
+        // On a terminal the bar says that it works, and lines between would break it.
+        let terminal = io::stderr().is_terminal();
+        if terminal {
+            log::init_quiet()
+        } else {
+            log::init(LogFormat::Text)?
+        }
         let (_, flows) = own_flows(&flows)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -85,7 +94,18 @@ impl Record {
             record_limit: limit,
             redact,
         };
-        runtime.block_on(run::run_for(config, load, span))?;
+        let bar = progress::seconds(span.as_secs());
+        let ticking = bar.clone();
+        runtime.spawn(async move {
+            let mut tick = tokio::time::interval(Duration::from_secs(1));
+            loop {
+                tick.tick().await;
+                ticking.set_position(ticking.elapsed().as_secs());
+            }
+        });
+        let ended = runtime.block_on(run::run_for(config, load, span));
+        bar.finish_and_clear();
+        ended?;
         let size = std::fs::metadata(&file).map_or(0, |m| m.len());
         anstream::eprintln!("weir: {} has {size} bytes; next: weir replay {0}", file.display());
         Ok(Exit::Fine)

@@ -1,5 +1,6 @@
 //! `weir replay`.
 
+use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -7,17 +8,18 @@ use serde::Serialize;
 use weir_engine::engine::{Engine, Snapshot, Transition};
 use weir_engine::time::Time;
 
-use super::Exit;
-use super::out;
+use super::{Exit, out, progress};
 use crate::outputs::text::clean;
 use crate::run::record::Recording;
 
+/// Feed a recording to the engine again
+///
 /// Feeds a recording to the engine and prints every transition, then the last snapshot, one JSON line each. The same recording
 /// gives the same bytes on every machine.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Replay {
-    /// File written by `weir run --record`
+    /// File written by `weir record` or `weir run --record`
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }
@@ -40,8 +42,11 @@ impl Replay {
         let mut recording = Recording::open(&file)?;
         let mut engine = Engine::new(recording.settings.clone());
         let mut last = Time::default();
+        // A terminal on which lines appear needs no other sign of life.
+        let bar = (!io::stdout().is_terminal()).then(|| progress::bytes(recording.progress().1));
         while let Some((now, input)) = recording.next_input()? {
             last = now;
+            bar.iter().for_each(|bar| bar.set_position(recording.progress().0));
             if let Err(error) = engine.input(now, input) {
                 anstream::eprintln!("weir: at {now}: {}", clean(&error.to_string()));
             }
@@ -49,6 +54,7 @@ impl Replay {
                 out::json(&Line::Transition(&transition))?;
             }
         }
+        drop(bar);
         out::json(&Line::Snapshot(&engine.snapshot(last)))?;
         Ok(Exit::Fine)
     }

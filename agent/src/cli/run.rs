@@ -17,6 +17,8 @@ use crate::outputs::log::{self, LogFormat};
 use crate::outputs::socket;
 use crate::run::{self, Config, Kernel, Source, record};
 
+/// Run the agent: watch this kernel's connections and judge them
+///
 /// Watches the connections of this kernel, judges them against NetworkPolicies and what the mesh needs, and serves the result
 /// as metrics, pages and to `weir status`. Needs root, or the capabilities that `weir doctor` names.
 #[derive(Debug, Args)]

@@ -23,6 +23,8 @@ use redraw::Screen;
 /// How often a watched table is drawn again.
 const REDRAW: Duration = Duration::from_secs(1);
 
+/// Show what the agent on this node knows of the required flows
+///
 /// Shows the required flows between workloads as the agent on this node sees them, what needs attention first.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]

@@ -17,6 +17,8 @@ use crate::outputs::live::Live;
 use crate::outputs::socket;
 use screen::Screen;
 
+/// Show status and attempts on a screen that keeps itself up to date
+///
 /// Shows the required flows, the details of one, and attempts as they come, until q is pressed.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -43,6 +45,9 @@ Keys: q quits, up and down choose a pair, a shows all pairs.";
 const REFRESH: Duration = Duration::from_secs(1);
 /// How often attempts are drawn.
 const DRAW: Duration = Duration::from_millis(200);
+/// Set in a debug build, it panics after its first picture: how a test sees what a panic leaves behind.
+#[cfg(debug_assertions)]
+const PANIC: &str = "WEIR_TEST_PANIC";
 /// Attempts that wait to be drawn; more are not worth keeping.
 const QUEUE: usize = 256;
 
@@ -72,6 +77,8 @@ impl Top {
                     asked = Instant::now();
                 }
                 terminal.draw(|frame| screen.draw(frame))?;
+                #[cfg(debug_assertions)]
+                assert!(std::env::var_os(PANIC).is_none(), "{PANIC} is set");
                 if !event::poll(DRAW)? {
                     continue;
                 }

@@ -11,20 +11,21 @@ use clap::Args;
 use weir_engine::attempt::{Attempts, Outcome};
 use weir_engine::engine::WATCHED_PORTS;
 use weir_engine::observation::Tuple;
-use weir_engine::snapshot::EndView;
 
 use super::Exit;
 use super::filter::Filter;
-use super::out;
+use super::{out, table};
 use crate::outputs::live::{Line, Live};
 use crate::outputs::text::clean;
 use crate::outputs::{log, socket};
 use crate::probes::ProbeSettings;
 use crate::run::{self, Clock, Kernel, Observer as _};
 
+/// Show connection attempts as the kernel decides them
+///
 /// Shows connection attempts as the kernel decides them, one line each, until Ctrl-C: time, outcome, flow, source →
 /// destination, addresses as dialled (and where a Service led), where it was dropped, the policies that select its ends, and
-/// the process. A mark + after the outcome: the socket still tries.
+/// the process. What does not fit into 100 columns goes on below, indented. A mark + after the outcome: the socket still tries.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Watch {
@@ -38,6 +39,10 @@ pub struct Watch {
     /// Only to this port, as dialled or as translated; repeatable
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     port: Vec<u16>,
+
+    /// One line for each attempt, however wide
+    #[arg(long, conflicts_with = "json")]
+    wide: bool,
 
     /// One JSON object per line
     #[arg(long)]
@@ -75,7 +80,8 @@ impl Watch {
         match live {
             Live::Attempt(line) if !self.wanted(line) => Ok(()),
             live if self.json => out::json(live),
-            Live::Attempt(line) => out::print(&text(line)),
+            Live::Attempt(line) if self.wide => out::print(&text(line)),
+            Live::Attempt(line) => out::print(&table::wrap(&text(line))),
             Live::Skipped(count) => out::print(&format!("{count} lines skipped: more than can be shown\n")),
         }
     }
@@ -115,18 +121,12 @@ impl Watch {
                     lost = total;
                 }
                 while let Some(attempt) = attempts.poll() {
-                    let ends = [attempt.dialled.source, attempt.judged().destination].map(address);
-                    let line = Line::new(&attempt, ends, clock.wall_offset_ns());
+                    let line = Line::between_addresses(&attempt, clock.wall_offset_ns());
                     self.show(&Live::Attempt(Arc::new(line)))?;
                 }
             }
         })
     }
-}
-
-fn address(address: std::net::IpAddr) -> EndView {
-    let workload = address.to_string().into();
-    EndView { kind: "address".to_owned(), namespace: "".into(), workload, workload_kind: "".into() }
 }
 
 /// One line for people.
@@ -164,7 +164,7 @@ pub fn text(line: &Line) -> String {
         let _ = write!(out, " {}.{:03}ms", latency / 1_000_000, latency / 1_000 % 1_000);
     }
     if !line.policies.is_empty() {
-        let _ = write!(out, " policies {}", clean(&line.policies.join(",")));
+        let _ = write!(out, " policies {}", clean(&line.policies.join(", ")));
     }
     if let Some(owner) = line.owner.as_ref().filter(|o| o.pid != 0) {
         let _ = write!(out, " by {}[{}]", clean(&owner.comm), owner.pid);

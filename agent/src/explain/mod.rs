@@ -3,17 +3,22 @@
 mod ends;
 mod page;
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use anyhow::bail;
 use serde::Serialize;
+use weir_engine::attempt::Attempt;
 use weir_engine::check::{Case, Model, Repair, Verdict, judge_all, repair_flows};
+use weir_engine::cluster::Service;
 use weir_engine::ledger::end_view;
 use weir_engine::policy::{Endpoint, Flow};
 use weir_engine::requirement::{PairKey, Severity, same};
 use weir_engine::snapshot::{PairView, Snapshot};
 use weir_engine::words::Protocol;
 
+use crate::outputs::live::Line;
 use crate::report::table::instance_text;
 
 pub use ends::{Named, parse};
@@ -83,6 +88,18 @@ pub struct Answer {
     /// What the agent knows of these flows; only from a running one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     observed: Vec<PairView>,
+    /// The newest attempts between these ends, newest first; only from a running one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    attempts: Vec<Line>,
+    #[serde(skip)]
+    between: Between,
+}
+
+/// Addresses of sources and destinations.
+#[derive(Clone, Debug, Default)]
+struct Between {
+    sources: BTreeSet<IpAddr>,
+    destinations: BTreeSet<IpAddr>,
 }
 
 /// A flow that the mesh needs.
@@ -95,6 +112,8 @@ pub struct Required {
     symptom: String,
 }
 
+/// Attempts remembered per answer.
+const MAX_ATTEMPTS: usize = 5;
 /// Concrete sources and destinations named per case.
 const MAX_INSTANCES: usize = 20;
 
@@ -130,6 +149,9 @@ pub fn explain(model: &Model, from: &str, to: &str, port: Port) -> anyhow::Resul
                 dialled: None,
             }));
         }
+        // Where translation was not seen the Service's own address is all that is known of the destination.
+        let led = target.ends.iter().flat_map(|end| services_of(model, end, port.protocol, target.port));
+        let led: Vec<IpAddr> = led.collect();
         let (required, keys) = required(model, pairs(), port.protocol, target.port);
         answers.push(Answer {
             verdict: first.verdict,
@@ -139,6 +161,11 @@ pub fn explain(model: &Model, from: &str, to: &str, port: Port) -> anyhow::Resul
             required,
             keys,
             observed: Vec::new(),
+            attempts: Vec::new(),
+            between: Between {
+                sources: sources.iter().flat_map(|e| addresses(model, e)).collect(),
+                destinations: target.ends.iter().flat_map(|e| addresses(model, e)).chain(led).collect(),
+            },
             cases,
         });
     }
@@ -175,6 +202,24 @@ impl Explanation {
             answer.observed = known.cloned().collect();
         }
     }
+
+    /// Adds the newest attempts between these ends, whether the mesh needs them or not.
+    pub fn remember(&mut self, recent: &[Attempt], wall_offset_ns: i64) {
+        let (protocol, port) = (self.protocol, self.port);
+        for answer in &mut self.targets {
+            let Between { sources, destinations } = &answer.between;
+            let is = |attempt: &&Attempt| {
+                let ports = [attempt.dialled.destination_port, attempt.judged().destination_port];
+                let ends = [attempt.dialled.destination, attempt.judged().destination];
+                attempt.dialled.protocol == protocol
+                    && (ports.contains(&answer.port) || ports.contains(&port))
+                    && sources.contains(&attempt.dialled.source)
+                    && ends.iter().any(|end| destinations.contains(end))
+            };
+            let newest = recent.iter().rev().filter(is).take(MAX_ATTEMPTS);
+            answer.attempts = newest.map(|attempt| Line::between_addresses(attempt, wall_offset_ns)).collect();
+        }
+    }
 }
 
 fn required<'a>(
@@ -202,6 +247,34 @@ fn required<'a>(
     }
     found.sort_by_key(|r| r.severity);
     (found, keys)
+}
+
+/// Addresses of the Services that lead to a port of an end.
+fn services_of(model: &Model, end: &Endpoint, protocol: Protocol, port: u16) -> Vec<IpAddr> {
+    let Endpoint::Pod { name, .. } = end else { return Vec::new() };
+    let cluster = &model.cluster;
+    let leads = |service: &&Service| {
+        let mut entries = service.ports.iter().filter(|entry| entry.protocol == protocol);
+        entries.any(|entry| cluster.selected(service, entry).any(|(pod, to)| pod.name == *name && to == port))
+    };
+    cluster.services_in(&name.namespace).filter(leads).flat_map(|s| s.cluster_ips.iter().copied()).collect()
+}
+
+/// Where an end can be seen.
+fn addresses(model: &Model, end: &Endpoint) -> Vec<IpAddr> {
+    let cluster = &model.cluster;
+    match end {
+        Endpoint::Pod { name, address } => {
+            let pod = cluster.pod(name).map(|p| p.addresses.iter().copied());
+            pod.into_iter().flatten().chain(*address).collect()
+        }
+        Endpoint::Node { name, address } => {
+            let node = cluster.nodes().find(|n| n.name == *name).map(|n| n.addresses.iter().copied());
+            node.into_iter().flatten().chain(*address).collect()
+        }
+        Endpoint::Address(address) => vec![*address],
+        Endpoint::External => Vec::new(),
+    }
 }
 
 /// `app/web-0 → mesh/istiod-0`.

@@ -135,11 +135,11 @@ fn one(page: &mut Page, explanation: &Explanation, answer: &Answer, cluster: &Cl
 fn observed(page: &mut Page, answer: &Answer) {
     page.gap();
     if answer.required.is_empty() {
-        let port = answer.port;
-        page.line(
-            2,
-            &format!("seen: nothing is kept of what no mesh needs; weir watch --port {port} shows it as it comes"),
-        );
+        if answer.attempts.is_empty() {
+            let port = answer.port;
+            let next = "shows attempts as they come, where the port is watched";
+            page.line(2, &format!("seen: no attempt lately; weir watch --port {port} {next}"));
+        }
     } else if answer.observed.is_empty() {
         page.line(2, "seen: nothing; neither end is on this agent's node, or the pair is new");
     }
@@ -155,6 +155,13 @@ fn observed(page: &mut Page, answer: &Answer) {
             let at = words::time(edit.at_unix_ns);
             page.line(4, &format!("the decision last changed at {at}, when {}{file} {what}", edit.object));
         }
+    }
+    if !answer.attempts.is_empty() {
+        page.line(2, "newest attempts:");
+    }
+    for line in &answer.attempts {
+        let still = if line.provisional { ", still trying" } else { "" };
+        page.line(4, &format!("{} {}{still}", words::time(line.at_unix_ns), words::attempt(line)));
     }
 }
 

@@ -3,10 +3,10 @@
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use weir_engine::check::{Model, Verdict};
+use weir_engine::check::Verdict;
 
-use super::View;
 use super::socket::Question;
+use super::{Known, View};
 use crate::explain;
 use crate::probe::plan;
 use crate::report::Inputs;
@@ -26,11 +26,13 @@ pub struct Said {
 ///
 /// # Errors
 /// What is wrong with the question.
-pub fn answer(model: &Model, view: &View, question: &Question) -> anyhow::Result<Said> {
+pub fn answer(known: &Known, view: &View, question: &Question) -> anyhow::Result<Said> {
+    let model = &known.model;
     match question {
         Question::Explain { from, to, port } => {
             let mut explanation = explain::explain(model, from, to, port.parse()?)?;
             explanation.observe(&view.snapshot);
+            explanation.remember(&known.recent, known.wall_offset_ns);
             let inputs = Inputs { problems: view.agent.problems.clone(), ..Inputs::default() };
             let exit = match explanation.verdict {
                 Verdict::Denied => 1,

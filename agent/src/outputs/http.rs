@@ -134,7 +134,7 @@ async fn proposed(server: &Server, view: &View) -> Option<Arc<Repair>> {
     {
         return Some(repair.clone());
     }
-    let mut model = server.views.model().await.ok()?;
+    let mut model = server.views.known().await.ok()?.model;
     let repair = tokio::task::spawn_blocking(move || Arc::new(repair(&mut model, |_| true))).await.ok()?;
     *kept = Some((Instant::now(), repair.clone()));
     Some(repair)

@@ -1,5 +1,6 @@
 //! One connection attempt as `weir watch` shows it, and the way to ask for them.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -93,6 +94,18 @@ impl Line {
             admission: Admission::Undecidable,
             policies: Vec::new(),
         }
+    }
+
+    /// An attempt of which nothing is known but its addresses.
+    #[must_use]
+    pub fn between_addresses(attempt: &Attempt, wall_offset_ns: i64) -> Self {
+        let end = |address: IpAddr| EndView {
+            kind: "address".to_owned(),
+            namespace: "".into(),
+            workload: address.to_string().into(),
+            workload_kind: "".into(),
+        };
+        Self::new(attempt, [attempt.dialled.source, attempt.judged().destination].map(end), wall_offset_ns)
     }
 
     /// A policy has, or may have, to do with its failing.

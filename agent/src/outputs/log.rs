@@ -37,6 +37,11 @@ pub fn init(format: LogFormat) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Starts logging of warnings and errors alone to standard error.
+pub fn init_quiet() {
+    install(LogFormat::Text, EnvFilter::new("warn"), io::stderr);
+}
+
 fn install<W: for<'a> MakeWriter<'a> + Send + Sync + 'static>(format: LogFormat, filter: EnvFilter, writer: W) {
     let ansi = anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);

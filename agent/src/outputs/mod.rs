@@ -12,4 +12,4 @@ pub mod socket;
 pub mod text;
 mod view;
 
-pub use view::{AgentView, PartView, ProbeView, Request, View, ViewError, Views};
+pub use view::{AgentView, Known, PartView, ProbeView, Request, View, ViewError, Views};

@@ -287,9 +287,9 @@ async fn ponder(request: &Request, views: &Views) -> Result<Said, String> {
         _ => return Err("a question of that kind has from, to and port".to_owned()),
     };
     let _permit = PONDERING.acquire().await.map_err(|e| e.to_string())?;
-    let (model, view) = (views.model().await, views.get().await);
-    let (model, view) = (model.map_err(|e| e.to_string())?, view.map_err(|e| e.to_string())?);
-    let answered = tokio::task::spawn_blocking(move || answer::answer(&model, &view, &question)).await;
+    let (known, view) = (views.known().await, views.get().await);
+    let (known, view) = (known.map_err(|e| e.to_string())?, view.map_err(|e| e.to_string())?);
+    let answered = tokio::task::spawn_blocking(move || answer::answer(&known, &view, &question)).await;
     answered.map_err(|e| e.to_string())?.map_err(|e| format!("{e:#}"))
 }
 

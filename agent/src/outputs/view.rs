@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
+use weir_engine::attempt::Attempt;
 use weir_engine::check::Model;
 use weir_engine::snapshot::Snapshot;
 
@@ -129,13 +130,24 @@ pub enum ViewError {
     Busy,
 }
 
+/// What questions about connections are answered from.
+#[derive(Debug)]
+pub struct Known {
+    /// What decisions are made from.
+    pub model: Model,
+    /// The newest attempts that were decided, newest last.
+    pub recent: Vec<Attempt>,
+    /// Nanoseconds from the engine's clock to the Unix epoch.
+    pub wall_offset_ns: i64,
+}
+
 /// What the engine's task is asked for.
 #[derive(Debug)]
 pub enum Request {
     /// The view as of now.
     View(oneshot::Sender<Arc<View>>),
     /// A copy of what decisions are made from.
-    Model(oneshot::Sender<Box<Model>>),
+    Known(oneshot::Sender<Box<Known>>),
     /// Every attempt from now on, until the receiver is dropped.
     Watch(mpsc::Sender<Live>),
 }
@@ -176,11 +188,11 @@ impl Views {
     ///
     /// # Errors
     /// [`ViewError`].
-    pub async fn model(&self) -> Result<Box<Model>, ViewError> {
+    pub async fn known(&self) -> Result<Box<Known>, ViewError> {
         let ask = async {
-            let (answer, model) = oneshot::channel();
-            self.requests.send(Request::Model(answer)).await.map_err(|_| ViewError::Stopping)?;
-            model.await.map_err(|_| ViewError::Stopping)
+            let (answer, known) = oneshot::channel();
+            self.requests.send(Request::Known(answer)).await.map_err(|_| ViewError::Stopping)?;
+            known.await.map_err(|_| ViewError::Stopping)
         };
         tokio::time::timeout(PATIENCE, ask).await.unwrap_or(Err(ViewError::Busy))
     }

@@ -250,3 +250,113 @@ impl ServerCertVerifier for Shown {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::{ServerConfig, ServerConnection};
+    use weir_engine::policy::Admission;
+    use weir_engine::requirement::Severity;
+
+    use super::*;
+
+    const NAME: &str = "istiod.istio-system.svc";
+
+    fn ask(to: SocketAddr, ask: Ask) -> Answered {
+        let check = Check {
+            source: "a/b".to_owned(),
+            address: to.ip(),
+            flow: "sidecar-xds".to_owned(),
+            severity: Severity::Critical,
+            destination: "c/d".to_owned(),
+            service: None,
+            to,
+            port: to.port(),
+            protocol: Protocol::Tcp,
+            ask,
+            admission: Admission::Admitted,
+            policies: Vec::new(),
+        };
+        attempt(&check, Duration::from_secs(20))
+    }
+
+    /// A server for one connection.
+    fn serve(work: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let to = listener.local_addr().unwrap();
+        thread::spawn(move || work(listener.accept().unwrap().0));
+        to
+    }
+
+    /// A TLS server whose certificate is for these names, which nobody trusts.
+    fn tls_server(names: &[&str]) -> SocketAddr {
+        let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+        let made = rcgen::generate_simple_self_signed(names).unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let config = ServerConfig::builder_with_provider(ring::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        serve(move |mut stream| {
+            let mut tls = ServerConnection::new(Arc::new(config)).unwrap();
+            let _ = tls.complete_io(&mut stream);
+            // Until the client has gone.
+            let _ = stream.read(&mut [0; 16]);
+        })
+    }
+
+    fn http_server(answer: &'static str) -> SocketAddr {
+        serve(move |mut stream| {
+            let mut buffer = [0; 512];
+            let length = stream.read(&mut buffer).unwrap();
+            assert!(buffer[..length].starts_with(b"GET /healthz/ready HTTP/1.1\r\n"));
+            stream.write_all(answer.as_bytes()).unwrap();
+        })
+    }
+
+    #[test]
+    fn a_certificate_for_the_name_is_right_and_one_for_another_is_not() {
+        let names = || Ask::Tls(vec!["istiod-1.istio-system.svc".to_owned(), NAME.to_owned()]);
+        let right = ask(tls_server(&["localhost", NAME]), names());
+        assert_eq!((right.reached.clone(), right.right), (Reached::Established, true), "{right:?}");
+        assert!(right.said.contains(NAME), "{right:?}");
+        let wrong = ask(tls_server(&["istiod.elsewhere.svc"]), names());
+        assert_eq!((wrong.reached.clone(), wrong.right), (Reached::Established, false), "{wrong:?}");
+        assert!(wrong.said.contains("is not for istiod-1.istio-system.svc nor istiod.istio-system.svc"), "{wrong:?}");
+        let wild = ask(tls_server(&["*.istio-system.svc"]), names());
+        assert!(wild.right, "a wildcard counts: {wild:?}");
+    }
+
+    #[test]
+    fn who_speaks_no_tls_is_reached_and_is_not_right() {
+        let said = ask(http_server_of_any("SSH-2.0-x\r\n"), Ask::Tls(vec![NAME.to_owned()]));
+        assert_eq!((said.reached.clone(), said.right), (Reached::Established, false), "{said:?}");
+        assert!(said.said.starts_with("no TLS"), "{said:?}");
+    }
+
+    fn http_server_of_any(answer: &'static str) -> SocketAddr {
+        serve(move |mut stream| {
+            stream.write_all(answer.as_bytes()).unwrap();
+            let _ = stream.read(&mut [0; 512]);
+        })
+    }
+
+    #[test]
+    fn a_status_of_success_is_right_and_one_of_failure_is_not() {
+        let page = || Ask::Http("/healthz/ready".to_owned());
+        let fine = ask(http_server("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"), page());
+        assert_eq!((fine.right, &*fine.said), (true, "GET /healthz/ready: 200"));
+        let bad = ask(http_server("HTTP/1.1 503 Service Unavailable\r\n\r\n"), page());
+        assert_eq!(
+            (bad.reached.clone(), bad.right, &*bad.said),
+            (Reached::Established, false, "GET /healthz/ready: 503")
+        );
+        let none = ask(http_server("hello\n"), page());
+        assert_eq!((none.right, &*none.said), (false, "GET /healthz/ready: no HTTP answer"));
+    }
+}

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::bail;
 use serde::{Deserialize, Serialize};
 use weir_engine::check::Model;
-use weir_engine::cluster::Pod;
+use weir_engine::cluster::{Pod, Service, ServicePort};
 use weir_engine::policy::{Admission, Decision, Endpoint, Flow};
 use weir_engine::requirement::{Pair, Severity, same};
 use weir_engine::words::{Name, Protocol};
@@ -46,8 +46,13 @@ pub struct Check {
     pub severity: Severity,
     /// To whom.
     pub destination: String,
-    /// Address and pod port.
+    /// The Service that the flow goes through, as `namespace/name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// What is dialled: the Service's address and port, or the destination's own.
     pub to: SocketAddr,
+    /// The port of the destination: what policies see.
+    pub port: u16,
     /// Transport.
     pub protocol: Protocol,
     /// What is asked once it is open.
@@ -122,12 +127,6 @@ fn check(
 ) -> Option<Check> {
     let target = address_of(model, destination, address)?;
     let (protocol, port) = (pair.key.protocol, pair.key.port);
-    let flow = Flow { source: source.clone(), destination: destination.clone(), protocol, port, dialled: None };
-    let decision: Decision = model.policies.decide(&model.cluster, &flow);
-    let mut policies: Vec<String> =
-        decision.denying().flat_map(|(_, side)| side.selecting()).map(Name::to_string).collect();
-    policies.sort_unstable();
-    policies.dedup();
     let ask = if protocol == Protocol::Udp {
         Ask::Dns
     } else if TLS.contains(&port) {
@@ -136,6 +135,17 @@ fn check(
         let page = HTTP.iter().find(|(http, _)| *http == port);
         page.map_or(Ask::Connect, |(_, path)| Ask::Http((*path).to_owned()))
     };
+    // Health checks and scrapers dial the pod itself; everybody else finds it by a name.
+    let named = !matches!(ask, Ask::Http(_));
+    let service = || service(model, destination, (protocol, port), pair.requirement.service_port, address);
+    let service = named.then(service).flatten();
+    let dialled = service.as_ref().map(|(_, to)| (to.ip(), to.port()));
+    let flow = Flow { source: source.clone(), destination: destination.clone(), protocol, port, dialled };
+    let decision: Decision = model.policies.decide(&model.cluster, &flow);
+    let mut policies: Vec<String> =
+        decision.denying().flat_map(|(_, side)| side.selecting()).map(Name::to_string).collect();
+    policies.sort_unstable();
+    policies.dedup();
     // A datagram that is no query nobody would answer.
     if protocol == Protocol::Udp && pair.requirement.service_port != Some(DNS) && port != DNS {
         return None;
@@ -150,7 +160,9 @@ fn check(
             Endpoint::Node { name, .. } => format!("node {name}"),
             Endpoint::Address(_) | Endpoint::External => pair.key.destination.to_string(),
         },
-        to: SocketAddr::new(target, port),
+        to: service.as_ref().map_or(SocketAddr::new(target, port), |(_, to)| *to),
+        service: service.map(|(name, _)| name),
+        port,
         protocol,
         ask,
         admission: decision.admission(),
@@ -181,12 +193,48 @@ fn address_of(model: &Model, end: &Endpoint, source: IpAddr) -> Option<IpAddr> {
 
 /// Names of the Services that lead to this port of a pod, as clients inside the cluster dial them.
 fn names(model: &Model, destination: &Endpoint, port: u16) -> Vec<String> {
-    let Endpoint::Pod { name: pod, .. } = destination else { return Vec::new() };
-    let services = model.cluster.services_in(&pod.namespace).filter(|service| {
-        service
-            .ports
-            .iter()
-            .any(|entry| model.cluster.selected(service, entry).any(|(p, to)| p.name == *pod && to == port))
-    });
-    services.map(|s| format!("{}.{}.svc", s.name.name, s.name.namespace)).collect()
+    let services = services(model, destination, (Protocol::Tcp, port));
+    services.map(|(s, _)| format!("{}.{}.svc", s.name.name, s.name.namespace)).collect()
+}
+
+/// The Service through which clients reach a port, with what they dial: its address of the source's family, and its port.
+fn service(
+    model: &Model,
+    destination: &Endpoint,
+    (protocol, port): (Protocol, u16),
+    dialled: Option<u16>,
+    source: IpAddr,
+) -> Option<(String, SocketAddr)> {
+    let at = |service: &Service, port: u16| {
+        let ip = service.cluster_ips.iter().copied().find(|ip| ip.is_ipv4() == source.is_ipv4())?;
+        Some((service.name.to_string(), SocketAddr::new(ip, port)))
+    };
+    if let Some(address) = address_of(model, destination, source)
+        && model.identity.api_server().any(|end| end == (address, port))
+    {
+        let kubernetes = model.cluster.service(&Name::new("default", "kubernetes"))?;
+        return at(kubernetes, kubernetes.ports.iter().find(|p| p.protocol == protocol)?.port);
+    }
+    let fits = |to: u16| dialled.is_none_or(|d| d == to);
+    services(model, destination, (protocol, port)).filter(|(_, to)| fits(*to)).find_map(|(s, to)| at(s, to))
+}
+
+/// Services that lead to a port of a pod, each with its own port.
+fn services<'a>(
+    model: &'a Model,
+    destination: &'a Endpoint,
+    (protocol, port): (Protocol, u16),
+) -> impl Iterator<Item = (&'a Service, u16)> {
+    let pod = match destination {
+        Endpoint::Pod { name, .. } => Some(name),
+        Endpoint::Node { .. } | Endpoint::Address(_) | Endpoint::External => None,
+    };
+    let all = pod.into_iter().flat_map(|pod| model.cluster.services_in(&pod.namespace).map(move |s| (pod, s)));
+    all.filter_map(move |(pod, service)| {
+        let leads = |entry: &&ServicePort| {
+            entry.protocol == protocol
+                && model.cluster.selected(service, entry).any(|(p, to)| p.name == *pod && to == port)
+        };
+        service.ports.iter().find(leads).map(|entry| (service, entry.port))
+    })
 }

@@ -1,12 +1,15 @@
 //! The sentences that all formats share.
 
+use weir_engine::attempt::Outcome;
 use weir_engine::check::{Case, Finding, PairReport};
-use weir_engine::observation::Tuple;
+use weir_engine::observation::{DropClass, Owner, Tuple};
 use weir_engine::policy::diff::WorkloadDifference;
 use weir_engine::policy::lint::Lint;
 use weir_engine::policy::{Admission, Miss, Selecting, Side, Why};
 use weir_engine::snapshot::{EndView, EvidenceView};
 use weir_engine::words::{Direction, Workload};
+
+use crate::outputs::live::Line;
 
 /// One end: `app/web`, or what it is where it is no workload.
 #[must_use]
@@ -26,23 +29,40 @@ pub fn time(unix_ns: i64) -> String {
 /// What was seen of an attempt, in one line.
 #[must_use]
 pub fn evidence(evidence: &EvidenceView) -> String {
+    let drop = evidence.class.map(|class| (evidence.reply, class, evidence.location.iter().chain(&evidence.reason)));
+    outcome(evidence.outcome, (&evidence.dialled, evidence.translated.as_ref()), drop, evidence.owner.as_ref())
+}
+
+fn outcome<'a>(
+    outcome: Outcome,
+    (dialled, translated): (&Tuple, Option<&Tuple>),
+    drop: Option<(bool, DropClass, impl Iterator<Item = &'a String>)>,
+    owner: Option<&Owner>,
+) -> String {
     let tuple =
         |t: &Tuple| format!("{} port {} → {} port {}", t.source, t.source_port, t.destination, t.destination_port);
-    let mut text = format!("{}: {}", evidence.outcome, tuple(&evidence.dialled));
-    if let Some(translated) = &evidence.translated {
+    let mut text = format!("{outcome}: {}", tuple(dialled));
+    if let Some(translated) = translated {
         text += &format!(", translated to {}", tuple(translated));
     }
-    if let Some(class) = evidence.class {
-        let of = if evidence.reply { "the answer was dropped" } else { "dropped" };
+    if let Some((reply, class, parts)) = drop {
+        let of = if reply { "the answer was dropped" } else { "dropped" };
         text += &format!(", {of} in {class}");
-        for part in evidence.location.iter().chain(&evidence.reason) {
+        for part in parts {
             text += &format!(" {part}");
         }
     }
-    if let Some(owner) = &evidence.owner {
+    if let Some(owner) = owner {
         text += &format!(", by {}[{}]", owner.comm, owner.pid);
     }
     text
+}
+
+/// An attempt in one line, in the words of [`evidence`].
+#[must_use]
+pub fn attempt(line: &Line) -> String {
+    let drop = line.class.map(|class| (line.reply, class, line.location.iter().chain(&line.reason)));
+    outcome(line.outcome, (&line.dialled, line.translated.as_ref()), drop, line.owner.as_ref())
 }
 
 /// `TCP 15017 (Service port 443)`.

@@ -25,7 +25,7 @@ use crate::cluster::change::{Candidates, Change, Health, Reading, State as Part,
 use crate::cluster::manifests::Problem;
 use crate::cluster::watch::Lookups;
 use crate::outputs::events::Events;
-use crate::outputs::{AgentView, PartView, ProbeView, Request, View, log};
+use crate::outputs::{AgentView, Known, PartView, ProbeView, Request, View, log};
 
 /// Readers that come shortly after one another get the same view.
 const VIEW_AGE: Duration = Duration::from_millis(100);
@@ -142,8 +142,8 @@ impl<O: Observer> EventLoop<O> {
                 Some(request) = requests.recv() => match request {
                     Request::View(reader) => self.show(reader),
                     Request::Watch(lines) => self.watchers.add(lines),
-                    // A reader that has gone away needs no model.
-                    Request::Model(reader) => drop(reader.send(self.model())),
+                    // A reader that has gone away needs nothing.
+                    Request::Known(reader) => drop(reader.send(self.known())),
                 },
                 () = maybe(timeout) => self.timeout(),
                 // Told of below.
@@ -328,16 +328,18 @@ impl<O: Observer> EventLoop<O> {
     }
 
     /// A copy of all that decisions are made from: questions about it take long, and the engine's task must not.
-    fn model(&self) -> Box<Model> {
+    fn known(&self) -> Box<Known> {
         let engine = &self.engine;
         let objects = engine.snapshot(self.clock.now()).objects;
-        Box::new(Model {
+        let model = Model {
             cluster: engine.cluster().clone(),
             identity: engine.identity().clone(),
             resolver: engine.resolver().clone(),
             policies: engine.policies().clone(),
             objects: objects.into_iter().map(|o| (o.kind, o.count)).collect(),
-        })
+        };
+        let recent = engine.recent().cloned().collect();
+        Box::new(Known { model, recent, wall_offset_ns: engine.settings().wall_offset_ns })
     }
 
     fn transitions(&mut self) {

@@ -120,6 +120,9 @@ pub struct Recording {
     path: PathBuf,
     input: BufReader<File>,
     line: u64,
+    /// Bytes of the file, and how many of them are read.
+    size: u64,
+    read: u64,
     /// The settings that were in force.
     pub settings: Settings,
 }
@@ -131,16 +134,25 @@ impl Recording {
     /// [`RecordError`].
     pub fn open(path: &Path) -> Result<Self, RecordError> {
         let io = |cause| RecordError::Io { path: path.to_owned(), cause };
-        let mut input = BufReader::new(File::open(path).map_err(io)?);
+        let file = File::open(path).map_err(io)?;
+        let size = file.metadata().map_or(0, |m| m.len());
+        let mut input = BufReader::new(file);
         let invalid = |message: String| RecordError::Invalid { path: path.to_owned(), line: 1, message };
         let header = read_line(&mut input).map_err(io)?;
+        let read = header.len() as u64;
         let header: Header =
             serde_json::from_str(&header).map_err(|_| invalid("not a recording of weir".to_owned()))?;
         if header.weir_recording != VERSION {
             let message = format!("version {} of the format; this weir reads version {VERSION}", header.weir_recording);
             return Err(invalid(message));
         }
-        Ok(Self { path: path.to_owned(), input, line: 1, settings: header.settings })
+        Ok(Self { path: path.to_owned(), input, line: 1, size, read, settings: header.settings })
+    }
+
+    /// Bytes read, and bytes in all.
+    #[must_use]
+    pub fn progress(&self) -> (u64, u64) {
+        (self.read, self.size)
     }
 
     /// The next input; `None` at the end. A last line that was cut off (the agent was killed) is the end too.
@@ -150,6 +162,7 @@ impl Recording {
     pub fn next_input(&mut self) -> Result<Option<(Time, Input)>, RecordError> {
         let line = read_line(&mut self.input).map_err(|cause| RecordError::Io { path: self.path.clone(), cause })?;
         self.line += 1;
+        self.read += line.len() as u64;
         if line.is_empty() {
             return Ok(None);
         }

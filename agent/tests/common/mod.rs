@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use weir::cluster::manifests::{Problem, Severity as Trouble};
 use weir::outputs::live::{FlowName, Line, Live};
-use weir::outputs::{AgentView, ProbeView, Request, View, Views};
+use weir::outputs::{AgentView, Known, ProbeView, Request, View, Views};
 use weir_engine::attempt::Outcome;
 use weir_engine::check::Model;
 use weir_engine::cluster::{Kind, Object, Origin};
@@ -302,7 +302,10 @@ pub fn serve(view: View) -> Views {
         while let Some(request) = requests.recv().await {
             match request {
                 Request::View(reader) => drop(reader.send(view.clone())),
-                Request::Model(reader) => drop(reader.send(Box::new(model()))),
+                Request::Known(reader) => {
+                    let known = Known { model: model(), recent: Vec::new(), wall_offset_ns: 0 };
+                    drop(reader.send(Box::new(known)));
+                }
                 Request::Watch(lines) => {
                     for live in attempts() {
                         let _ = lines.send(live).await;
