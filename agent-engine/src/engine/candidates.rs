@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
-use crate::cluster::{Change, Cluster, Kind, Object, ObjectError};
+use crate::cluster::{Change, Cluster, Object, ObjectError};
 use crate::ledger::{Judged, endpoint};
 use crate::policy::{Admission, Decision, Policies, Profile};
 use crate::snapshot::{CandidatePolicy, CandidateView, CandidatesView, Effect, InstanceView, PairView, TrafficView};
@@ -108,14 +108,19 @@ impl Candidates {
         true
     }
 
-    /// Follows the cluster.
-    pub fn update(&mut self, cluster: &Cluster, change: &Change, kind: Kind) {
-        let Some(mut policies) = self.policies.take() else { return };
-        policies.update(cluster, change);
-        // Which policies `*` takes away depends on which there are.
-        if kind == Kind::NetworkPolicy {
-            policies.overlay(cluster, self.overlay(cluster));
+    /// Follows the cluster, in all but NetworkPolicies.
+    pub fn update(&mut self, cluster: &Cluster, change: &Change) {
+        if let Some(policies) = &mut self.policies {
+            policies.update(cluster, change);
         }
+    }
+
+    /// These NetworkPolicies were written or deleted.
+    pub fn update_policies(&mut self, cluster: &Cluster, names: &BTreeSet<Name>) {
+        let Some(mut policies) = self.policies.take() else { return };
+        policies.update_policies(cluster, names);
+        // Which policies `*` takes away depends on which there are.
+        policies.overlay(cluster, self.overlay(cluster));
         self.policies = Some(policies);
     }
 

@@ -47,6 +47,12 @@ pub enum Input {
         /// How many, since the last time.
         count: u64,
     },
+    /// The wall clock was set: from here on it is this far from the engine's, nanoseconds. What was seen before is shown by it
+    /// too, as the clock was wrong then and not the events.
+    WallClock {
+        /// See [`Settings::wall_offset_ns`](super::Settings::wall_offset_ns).
+        offset_ns: i64,
+    },
     /// All initial objects have been applied.
     Synced,
     /// Time went by.

@@ -37,6 +37,7 @@ use crate::requirement::{Catalogue, End, Pair, PortSource, Resolver, Role};
 use crate::snapshot::Edit;
 pub use crate::snapshot::{Snapshot, Transition};
 pub use crate::time::Time;
+use crate::words::Name;
 
 /// Changes of objects are taken together: judging once for all of them.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -60,6 +61,9 @@ pub struct Engine {
     attempts: Attempts,
     ledger: Ledger,
     dirty: Dirty,
+    /// NetworkPolicies written or deleted since they were last looked at: thousands of one namespace cost little more than one
+    /// when they are taken in together.
+    unread: BTreeSet<Name>,
     /// When what is dirty is judged.
     judge_at: Option<Time>,
     tick_at: Option<Time>,
@@ -101,6 +105,7 @@ impl Engine {
             attempts: Attempts::new(settings.max_attempts),
             ledger: Ledger::new(spans, settings.max_pairs, settings.max_transitions),
             dirty: Dirty::default(),
+            unread: BTreeSet::new(),
             judge_at: None,
             tick_at: None,
             queue: VecDeque::new(),
@@ -128,6 +133,7 @@ impl Engine {
             Input::Observe(observation) => self.observe(now, &observation),
             Input::Answered { address, somebody } => self.answered(now, address, somebody),
             Input::Lost { stage, count } => self.lost(now, &stage, count),
+            Input::WallClock { offset_ns } => self.wall_clock(offset_ns),
             Input::Synced => self.synced(now),
             Input::Timeout => self.handle_timeout(now),
         }
@@ -169,6 +175,7 @@ impl Engine {
     /// The same as [`Input::Candidates`].
     pub fn candidates(&mut self, now: Time, source: &str, policies: Vec<Candidate>) {
         self.handle_timeout(now);
+        self.settle();
         if self.candidates.set(&self.cluster, self.settings.profile, source, policies) {
             self.dirty.all = true;
             self.judge_at = self.judge_at.or(Some(now.plus(DEBOUNCE)));
@@ -211,6 +218,12 @@ impl Engine {
         self.ledger.lost(stage, count, now);
         self.handle_timeout(now);
         self.ledger.tick(now);
+    }
+
+    /// The wall clock was set; the same as [`Input::WallClock`]. Nothing is judged by it.
+    pub fn wall_clock(&mut self, offset_ns: i64) {
+        self.settings.wall_offset_ns = offset_ns;
+        self.ledger.wall_clock(offset_ns);
     }
 
     /// All initial objects are in; the same as [`Input::Synced`]. From here on pairs have states.
@@ -265,7 +278,7 @@ impl Engine {
         &self.cluster
     }
 
-    /// The policies known.
+    /// The policies known, as of the last judgement or [`settle`](Self::settle).
     #[must_use]
     pub fn policies(&self) -> &Policies {
         &self.policies
@@ -312,8 +325,12 @@ impl Engine {
             Change::Applied(_) => false,
             Change::Deleted(_) => true,
         };
-        self.policies.update(&self.cluster, change);
-        self.candidates.update(&self.cluster, change, key.kind);
+        if key.kind == Kind::NetworkPolicy {
+            self.unread.insert(key.name.clone());
+        } else {
+            self.policies.update(&self.cluster, change);
+            self.candidates.update(&self.cluster, change);
+        }
         self.identity.update(&self.cluster, change, now);
         self.dirty.topology |= self.resolver.update(&self.cluster, change);
         match key.kind {
@@ -336,8 +353,19 @@ impl Engine {
         }
     }
 
+    /// Takes in the policies that were changed since the pairs were last judged, so that [`policies`](Self::policies) are those
+    /// of [`cluster`](Self::cluster).
+    pub fn settle(&mut self) {
+        let unread = std::mem::take(&mut self.unread);
+        if !unread.is_empty() {
+            self.policies.update_policies(&self.cluster, &unread);
+            self.candidates.update_policies(&self.cluster, &unread);
+        }
+    }
+
     /// Resolves and judges what is dirty, then attributes what waited for it.
     fn judge(&mut self, now: Time) {
+        self.settle();
         let dirty = std::mem::take(&mut self.dirty);
         self.judge_at = None;
         let (cluster, settings) = (&self.cluster, &self.settings);

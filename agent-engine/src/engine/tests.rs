@@ -463,3 +463,62 @@ fn a_new_denial_rests_on_a_fresh_answer() {
     connect(&mut engine, 40_000, t::WEB, t::ISTIOD, 15012, End::Dropped);
     assert_eq!(questions(&mut engine), Vec::<String>::new(), "what is denied already is asked for no more");
 }
+
+#[test]
+fn a_wall_clock_that_is_set_moves_times_that_are_shown_and_no_verdict() {
+    let run = |set: &[(u64, i64)]| {
+        let mut engine = Engine::new(crate::engine::Settings { wall_offset_ns: 1_000, ..t::settings() });
+        t::mesh().into_iter().chain([t::default_deny("app")]).for_each(|object| apply(&mut engine, 0, object));
+        engine.synced(at(0));
+        let clock = |engine: &mut Engine, ms: u64| {
+            for (_, offset_ns) in set.iter().filter(|(when, _)| *when == ms) {
+                engine.input(at(ms), Input::WallClock { offset_ns: *offset_ns }).expect("an input");
+            }
+        };
+        connect(&mut engine, 20_000, t::WEB, t::ISTIOD_SERVICE, 15012, End::Dropped);
+        clock(&mut engine, 25_000);
+        apply(&mut engine, 30_000, t::allow_xds());
+        engine.handle_timeout(at(30_200));
+        connect(&mut engine, 31_000, t::WEB, t::ISTIOD_SERVICE, 15012, End::Established);
+        clock(&mut engine, 40_000);
+        (engine.snapshot(at(50_000)), transitions(&mut engine))
+    };
+    let year = 365 * 86_400 * 1_000_000_000_i64;
+    let (plain, before) = run(&[]);
+    for (set, last) in [(vec![(25_000, 30 * year)], 30 * year), (vec![(25_000, 30 * year), (40_000, -year)], -year)] {
+        let (moved, after) = run(&set);
+        let states = |s: &Snapshot| s.pairs.iter().map(|p| (p.flow.clone(), p.state, p.since)).collect::<Vec<_>>();
+        assert_eq!(states(&moved), states(&plain));
+        let turns = |t: &[Transition]| t.iter().map(|t| (t.at, t.from, t.to)).collect::<Vec<_>>();
+        assert_eq!(turns(&after), turns(&before));
+        let wall = |at: crate::time::Time| i64::try_from(at.0).expect("small") + last;
+        assert_eq!(moved.at_unix_ns, wall(moved.at));
+        for pair in &moved.pairs {
+            assert_eq!(pair.since_unix_ns, wall(pair.since));
+            assert!(pair.evidence.iter().all(|e| e.at_unix_ns == wall(e.at)));
+            assert!(pair.since_edit.iter().all(|e| e.at_unix_ns == wall(e.at)), "edits before and after: one clock");
+        }
+        assert!(moved.transitions.iter().all(|t| t.at_unix_ns == wall(t.at)), "{:?}", moved.transitions);
+        assert!(!moved.transitions.is_empty() && moved.pairs.iter().any(|p| p.since_edit.is_some()));
+    }
+}
+
+/// One by one, as a list of the API server brings them: in a namespace of many, each costs no more than the one before.
+#[test]
+fn thousands_of_policies_that_select_one_pod_are_one_decision() {
+    let mut engine = engine(&[]);
+    let count = 20_000;
+    for n in 0..count {
+        let mut policy = t::default_deny("app");
+        policy["metadata"]["name"] = format!("deny-{n}").into();
+        apply(&mut engine, 20_000, policy);
+    }
+    engine.handle_timeout(at(20_500));
+    let view = xds(&engine, 20_500);
+    assert_eq!((view.state, view.policies.len()), (State::AtRisk, count));
+    assert!(view.why.len() < 1_000 && view.why.ends_with("and 19990 more"), "{}", view.why);
+    assert_eq!(engine.snapshot(at(20_500)), engine.snapshot(at(20_500)), "reasons are found once and shared");
+    apply(&mut engine, 30_000, t::allow_xds());
+    engine.handle_timeout(at(30_200));
+    assert_eq!(xds(&engine, 30_200).state, State::Silent, "one of them admits");
+}

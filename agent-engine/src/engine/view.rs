@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use super::{Engine, candidates};
 use crate::cluster::Kind;
 use crate::ledger::{Conditions, Entry, Instance, Seen, end_view, endpoint, evidence_line, unix_ns};
-use crate::snapshot::{EvidenceView, InstanceView, ObjectCount, Overflow, PairView, Snapshot, StateCount, VERSION};
+use crate::snapshot::{
+    Edit, EvidenceView, InstanceView, ObjectCount, Overflow, PairView, Snapshot, StateCount, Transition, VERSION,
+};
 use crate::time::Time;
 use crate::words::Name;
 
@@ -55,13 +57,15 @@ impl Engine {
             },
             pending_attempts: self.attempts.len(),
             unattributed_attempts: counters.unattributed,
-            transitions: self.ledger.recent().cloned().collect(),
+            transitions: self.ledger.recent().map(|t| self.dated(t)).collect(),
             candidates,
             traffic,
         }
     }
 
-    fn objects(&self) -> Vec<ObjectCount> {
+    /// Objects known, by kind.
+    #[must_use]
+    pub fn objects(&self) -> Vec<ObjectCount> {
         let count = |kind, count: usize| ObjectCount { kind, count: u64::try_from(count).unwrap_or(u64::MAX) };
         let c = &self.cluster;
         vec![
@@ -72,6 +76,17 @@ impl Engine {
             count(Kind::EndpointSlice, c.slices().count()),
             count(Kind::NetworkPolicy, c.policies().count()),
         ]
+    }
+
+    /// With wall-clock times as they are known by now: the clock may have been set since.
+    fn dated(&self, transition: &Transition) -> Transition {
+        let wall = |at| unix_ns(at, self.settings.wall_offset_ns);
+        let mut transition = transition.clone();
+        transition.at_unix_ns = wall(transition.at);
+        if let Some(edit) = &mut transition.since_edit {
+            edit.at_unix_ns = wall(edit.at);
+        }
+        transition
     }
 
     fn pair(&self, entry: &Entry, conditions: &Conditions) -> PairView {
@@ -103,7 +118,7 @@ impl Engine {
             not_admitted: entry.judged.not_admitted.iter().map(|(s, d)| instance(s, d)).collect(),
             not_admitted_count: entry.judged.not_admitted_count,
             evidence: seen.map(|(i, seen)| evidence(i, seen, wall(seen.attempt.at))),
-            since_edit: entry.since_edit.clone(),
+            since_edit: entry.since_edit.clone().map(|edit| Edit { at_unix_ns: wall(edit.at), ..edit }),
             attempts: entry.attempts,
             candidate: entry.candidate.as_ref().map(|c| candidates::view(&entry.judged, c)),
         }

@@ -9,6 +9,9 @@ use crate::requirement::End;
 use crate::snapshot::EndView;
 use crate::verdict::State;
 
+/// Policies named in a line; all of them are beside it.
+const MAX_NAMED: usize = 10;
+
 /// One end of a pair, for people and labels.
 #[must_use]
 pub fn end_view(end: &End) -> EndView {
@@ -94,8 +97,11 @@ fn decision_line(entry: &Entry) -> String {
         .decision
         .denying()
         .map(|(direction, side)| {
-            let names: Vec<String> = side.selecting().into_iter().map(ToString::to_string).collect();
-            format!("{direction} is not admitted, selected by {}", names.join(", "))
+            let all = side.selecting();
+            let names: Vec<String> = all.iter().take(MAX_NAMED).map(ToString::to_string).collect();
+            let more = all.len() - names.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            format!("{direction} is not admitted, selected by {}{more}", names.join(", "))
         })
         .collect();
     let instances = match (entry.judged.not_admitted_count, entry.judged.instances) {

@@ -9,7 +9,7 @@ mod judged;
 mod line;
 mod slot;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub use slot::{Seen, Slot, evidence_of};
 
 use crate::attempt::Attempt;
 use crate::cluster::{Cluster, Kind};
-use crate::policy::{Endpoint, Policies};
+use crate::policy::{Endpoint, Policies, Side};
 use crate::requirement::{End, Pair, PairKey};
 use crate::snapshot::{Edit, Transition};
 use crate::time::Time;
@@ -162,6 +162,11 @@ impl Ledger {
     /// The next transition.
     pub fn poll_transition(&mut self) -> Option<Transition> {
         self.waiting.pop_front()
+    }
+
+    /// The wall clock was set.
+    pub fn wall_clock(&mut self, offset_ns: i64) {
+        self.spans.wall_offset_ns = offset_ns;
     }
 
     /// All initial objects are in: from here on a change is an edit.
@@ -369,11 +374,9 @@ pub fn unix_ns(at: Time, wall_offset_ns: i64) -> i64 {
 /// The edit that flipped a decision: the newest one of a policy that had or has a say in it, else the newest of any policy,
 /// else the newest of what policies select by.
 fn edit_of(edits: &[Edit], before: &Judged, after: &Judged) -> Option<Edit> {
-    let has_a_say = |name: &Name| {
-        let sides =
-            [&before.decision.egress, &before.decision.ingress, &after.decision.egress, &after.decision.ingress];
-        sides.into_iter().any(|side| side.selecting().contains(&name))
-    };
+    let sides = [&before.decision.egress, &before.decision.ingress, &after.decision.egress, &after.decision.ingress];
+    let with_a_say: HashSet<&Name> = sides.into_iter().flat_map(Side::selecting).collect();
+    let has_a_say = |name: &Name| with_a_say.contains(name);
     let newest = |fits: &dyn Fn(&Edit) -> bool| edits.iter().rev().find(|e| fits(e)).cloned();
     newest(&|e| is_policy(e.object.kind) && has_a_say(&e.object.name))
         .or_else(|| newest(&|e| is_policy(e.object.kind)))

@@ -76,7 +76,7 @@ impl Index {
     /// Takes in a whole cluster: policies and Services before pods, so that each group is made up once.
     pub fn load(&mut self, cluster: &Cluster) {
         cluster.namespaces().for_each(|n| self.sync_namespace(cluster, &n.name));
-        cluster.policies_by_name().for_each(|name| self.sync_policy(cluster, name));
+        self.sync_policies(cluster, cluster.policies_by_name());
         cluster.cluster_policies().for_each(|p| {
             let name = p.object.metadata.name.as_deref().unwrap_or("").into();
             self.sync_cluster_policy(cluster, p.kind, &name);
@@ -90,7 +90,21 @@ impl Index {
         let old = std::mem::replace(&mut self.overlay, overlay);
         let differs = |name: &&Name| old.get(*name) != self.overlay.get(*name);
         let names: BTreeSet<Name> = old.keys().chain(self.overlay.keys()).filter(differs).cloned().collect();
-        names.iter().for_each(|name| self.sync_policy(cluster, name));
+        self.sync_policies(cluster, &names);
+    }
+
+    /// Takes in that these NetworkPolicies have changed, all at once: each group is brought in line once, however many of
+    /// them select it.
+    pub fn sync_policies<'a>(&mut self, cluster: &Cluster, names: impl IntoIterator<Item = &'a Name>) {
+        let mut names = names.into_iter().peekable();
+        while let Some(first) = names.next() {
+            let (space, mut touched) = (&first.namespace, BTreeSet::new());
+            let mut old = vec![self.put_policy(cluster, first, &mut touched)];
+            while let Some(name) = names.next_if(|n| n.namespace == *space) {
+                old.push(self.put_policy(cluster, name, &mut touched));
+            }
+            self.selected_anew(space, touched, old);
+        }
     }
 
     pub fn update(&mut self, cluster: &Cluster, change: &Change) {
@@ -312,12 +326,18 @@ impl Index {
     }
 
     fn sync_policy(&mut self, cluster: &Cluster, name: &Name) {
+        self.sync_policies(cluster, [name]);
+    }
+
+    /// Puts the policy as it is now in place of what it was, and notes the groups that either selects. What it was is still
+    /// walked until they are brought in line.
+    fn put_policy(&mut self, cluster: &Cluster, name: &Name, touched: &mut BTreeSet<GroupId>) -> Option<Arc<Lowered>> {
         let new = match self.overlay.get(name) {
             Some(other) => other.clone(),
             None => cluster.policy(name).map(|p| p.object.clone()),
         };
         if new.is_none() && !self.space_ids.contains_key(&name.namespace) {
-            return;
+            return None;
         }
         let id = self.take_space(cluster, &name.namespace);
         let lowered = new.map(|p| Arc::new(Lowered::network_policy(name.clone(), &p, &mut self.symbols)));
@@ -329,18 +349,23 @@ impl Index {
             Some(lowered) => policies.insert(name.name.clone(), lowered),
             None => policies.remove(&name.name),
         };
-        for group in self.spaces.get(id).groups.clone() {
-            let set = self.groups.get(group).pod_set();
-            let selects = |p: &Option<Arc<Lowered>>| p.as_ref().is_some_and(|p| p.subject.pods.matches(set));
-            if selects(&old) || selects(&lowered) {
-                self.select_policies(group);
-            }
-        }
+        let space = self.spaces.get(id);
+        touched.extend(space.groups.iter().copied().filter(|group| {
+            let set = self.groups.get(*group).pod_set();
+            [&old, &lowered].into_iter().flatten().any(|p| p.subject.pods.matches(set))
+        }));
+        old
+    }
+
+    /// Brings groups of a namespace in line with its policies, and lets go of what these were.
+    fn selected_anew(&mut self, space: &Arc<str>, touched: BTreeSet<GroupId>, old: Vec<Option<Arc<Lowered>>>) {
+        let Some(&id) = self.space_ids.get(space) else { return };
+        touched.into_iter().for_each(|group| self.select_policies(group));
         self.spaces.get_mut(id).programs.retain(|p| Arc::strong_count(p) > 1);
-        if let Some(old) = old {
+        for old in old.into_iter().flatten() {
             self.release_selectors(&old, Some(id));
         }
-        self.forget_space(&name.namespace);
+        self.forget_space(space);
     }
 
     fn sync_cluster_policy(&mut self, cluster: &Cluster, kind: Kind, name: &Arc<str>) {

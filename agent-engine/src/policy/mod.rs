@@ -83,6 +83,12 @@ impl Policies {
         self.index.update(cluster, change);
     }
 
+    /// Takes in that these NetworkPolicies were written or deleted: the same as one [`update`](Self::update) for each, and
+    /// much cheaper for many of one namespace, next to one another.
+    pub fn update_policies<'a>(&mut self, cluster: &Cluster, names: impl IntoIterator<Item = &'a Name>) {
+        self.index.sync_policies(cluster, names);
+    }
+
     /// Judges from now on as if these policies stood in the cluster in place of those of the same name; with none, as if there
     /// were none of that name. Replaces what was put there before.
     pub fn overlay(&mut self, cluster: &Cluster, policies: BTreeMap<Name, Option<Arc<NetworkPolicy>>>) {

@@ -20,11 +20,13 @@ use super::program::Program;
 use crate::cluster::{Cluster, Pod};
 use crate::words::{Name, Protocol};
 
-/// Every policy that selects the pod, nearest miss first. Reads like a slice.
+/// Every policy that selects the pod, nearest miss first. Reads like a slice. A copy shares what was found.
 #[derive(Clone)]
-pub struct Reasons {
+pub struct Reasons(Option<Arc<Shared>>);
+
+struct Shared {
     found: OnceLock<Box<[Selecting]>>,
-    scene: Option<Box<Scene>>,
+    scene: Option<Scene>,
 }
 
 /// What a flow between two pods looked like when it was judged.
@@ -52,22 +54,22 @@ pub(super) enum Addresses {
 
 impl Reasons {
     pub(super) fn found(selecting: Vec<Selecting>) -> Self {
-        Self { found: OnceLock::from(selecting.into_boxed_slice()), scene: None }
+        Self(Some(Arc::new(Shared { found: OnceLock::from(selecting.into_boxed_slice()), scene: None })))
     }
 
     pub(super) fn later(scene: Scene) -> Self {
-        Self { found: OnceLock::new(), scene: Some(Box::new(scene)) }
+        Self(Some(Arc::new(Shared { found: OnceLock::new(), scene: Some(scene) })))
     }
 
     /// Without reasons, for those who do not ask.
     pub(super) fn none() -> Self {
-        Self { found: OnceLock::new(), scene: None }
+        Self(None)
     }
 
     /// The policies alone, by name; costs less than their misses.
     pub(super) fn policies(&self) -> Vec<&Name> {
-        match (self.found.get(), &self.scene) {
-            (None, Some(scene)) => scene.program.names.iter().collect(),
+        match self.0.as_deref() {
+            Some(Shared { found, scene: Some(scene) }) if found.get().is_none() => scene.program.names.iter().collect(),
             _ => self.iter().map(|s| &s.policy).collect(),
         }
     }
@@ -97,7 +99,8 @@ impl Deref for Reasons {
     type Target = [Selecting];
 
     fn deref(&self) -> &[Selecting] {
-        self.found.get_or_init(|| self.scene.as_ref().map(|scene| scene.read()).unwrap_or_default())
+        let Some(shared) = self.0.as_deref() else { return &[] };
+        shared.found.get_or_init(|| shared.scene.as_ref().map(Scene::read).unwrap_or_default())
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use weir_engine::snapshot::PairView;
+use weir_engine::snapshot::{Effect, PairView};
 use weir_engine::verdict::State;
 
 use super::Exit;
@@ -87,7 +87,7 @@ impl Status {
         }
         let exit = judge(&view);
         let wanted = |p: &PairView| match self.state.as_slice() {
-            [] => self.all || needs_attention(p.state),
+            [] => self.all || needs_attention(p.state) || breaks(p),
             states => states.contains(&p.state),
         };
         match self.output {
@@ -130,6 +130,11 @@ pub fn needs_attention(state: State) -> bool {
         | State::Unknown => true,
         State::Silent | State::Verified => false,
     }
+}
+
+/// Whether the candidates would deny it: nothing is wrong yet, and it is what candidates are for.
+fn breaks(pair: &PairView) -> bool {
+    pair.candidate.as_ref().is_some_and(|c| c.effect == Effect::Breaks)
 }
 
 /// Findings outweigh doubt, doubt outweighs silence. Where nothing is known, nothing is fine.

@@ -96,7 +96,9 @@ async fn snapshot(Shared(server): Shared<Server>) -> Response {
         Ok(view) => view,
         Err(error) => return unavailable(error),
     };
-    match serde_json::to_vec(&*view) {
+    // Megabytes in a large cluster: readers of other pages don't wait for them.
+    let written = tokio::task::spawn_blocking(move || serde_json::to_vec(&*view)).await;
+    match written.map_err(anyhow::Error::from).and_then(|json| Ok(json?)) {
         Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }

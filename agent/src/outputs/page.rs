@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display, Write};
 
 use weir_engine::check::Repair;
-use weir_engine::snapshot::PairView;
+use weir_engine::snapshot::{Effect, PairView, Snapshot, TrafficView};
 use weir_engine::verdict::State;
 
 use super::text::html;
@@ -49,6 +49,7 @@ pub fn page(view: &View, repair: Option<&Repair>) -> Result<String, fmt::Error> 
         }
     }
     matrix(&mut out, &view.snapshot.pairs)?;
+    candidates(&mut out, &view.snapshot)?;
     out.push_str("<h2>Pairs</h2>");
     if view.snapshot.pairs.is_empty() {
         out.push_str("<p>No mesh workloads are known.");
@@ -83,9 +84,13 @@ fn matrix(out: &mut String, pairs: &[PairView]) -> fmt::Result {
     if used.is_empty() {
         return Ok(());
     }
+    let audited = pairs.iter().any(|p| p.candidate.is_some());
     out.push_str("<h2>Required flows</h2><div class=\"wide\"><table><tr><th>Flow");
     for index in &used {
         write!(out, "<th class=\"{0}\">{0}", State::ALL[*index])?;
+    }
+    if audited {
+        out.push_str("<th class=\"at-risk\">denied by candidates");
     }
     for (flow, counts) in &flows {
         write!(out, "<tr><td>{}", html(flow))?;
@@ -93,8 +98,47 @@ fn matrix(out: &mut String, pairs: &[PairView]) -> fmt::Result {
             let count = if counts[*index] == 0 { String::new() } else { counts[*index].to_string() };
             write!(out, "<td class=\"{}\">{count}", State::ALL[*index])?;
         }
+        if audited {
+            let count = pairs.iter().filter(|p| *p.flow == **flow && effect(p) == Some(Effect::Breaks)).count();
+            write!(out, "<td class=\"at-risk\">{}", if count == 0 { String::new() } else { count.to_string() })?;
+        }
     }
     out.push_str("</table></div>");
+    Ok(())
+}
+
+fn effect(pair: &PairView) -> Option<Effect> {
+    pair.candidate.as_ref().map(|c| c.effect)
+}
+
+/// Policies that are not enforced, and what they would deny of what no required flow explains.
+fn candidates(out: &mut String, snapshot: &Snapshot) -> fmt::Result {
+    let Some(candidates) = &snapshot.candidates else { return Ok(()) };
+    write!(out, "<h2>Candidates</h2><p>{}<ul>", html(&words::candidates(candidates)))?;
+    for candidate in candidates.policies.iter().take(MAX_LEFT) {
+        write!(out, "<li>{} ({})", html(&candidate.policy), html(&candidate.source))?;
+        if !candidate.replaces.is_empty() {
+            write!(out, ", in place of {}", html(&candidate.replaces.join(", ")))?;
+        }
+    }
+    if candidates.policies.len() > MAX_LEFT {
+        write!(out, "<li>and {} more", candidates.policies.len() - MAX_LEFT)?;
+    }
+    out.push_str("</ul>");
+    let breaks = |t: &&TrafficView| t.candidate.as_ref().is_some_and(|c| c.effect == Effect::Breaks);
+    for seen in snapshot.traffic.iter().filter(breaks).take(MAX_LEFT) {
+        let policies = seen.candidate.as_ref().map(|c| c.policies.join(", ")).unwrap_or_default();
+        write!(
+            out,
+            "<p class=\"at-risk\">Observed {} times, and denied with the candidates: {} → {} {}/{}: {}",
+            seen.attempts,
+            html(&log::end(&seen.source)),
+            html(&log::end(&seen.destination)),
+            seen.port,
+            seen.protocol,
+            html(&policies),
+        )?;
+    }
     Ok(())
 }
 
@@ -102,17 +146,31 @@ fn details(out: &mut String, pair: &PairView) -> fmt::Result {
     let (source, destination) = (html(&log::end(&pair.source)), html(&log::end(&pair.destination)));
     write!(
         out,
-        "<details><summary><b class=\"{0}\">{0}</b> {1} {source} → {destination} {2}/{3}</summary><dl>",
+        "<details><summary><b class=\"{0}\">{0}</b> {1} {source} → {destination} {2}/{3}",
         pair.state,
         html(&pair.flow),
         pair.port,
         pair.protocol,
     )?;
+    match effect(pair) {
+        Some(effect @ (Effect::Breaks | Effect::Opens)) => {
+            write!(out, " <span class=\"at-risk\">(candidates: {})</span>", words::effect(effect))?;
+        }
+        Some(Effect::Same) | None => {}
+    }
+    out.push_str("</summary><dl>");
     item(out, "Why", &pair.why)?;
     if !pair.policies.is_empty() {
         let sides: Vec<&str> = pair.directions.iter().map(|d| d.as_str()).collect();
         item(out, "Policies that select it and do not admit it", &pair.policies.join(", "))?;
         item(out, "Side", &sides.join(", "))?;
+    }
+    if let Some(candidate) = pair.candidate.as_ref().filter(|c| c.effect == Effect::Breaks) {
+        item(
+            out,
+            "Policies that would select it and not admit it, with the candidates",
+            &candidate.policies.join(", "),
+        )?;
     }
     item(out, "For", &pair.purpose)?;
     item(out, "When blocked", &pair.symptom)?;

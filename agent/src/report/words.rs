@@ -6,7 +6,7 @@ use weir_engine::observation::{DropClass, Owner, Tuple};
 use weir_engine::policy::diff::WorkloadDifference;
 use weir_engine::policy::lint::Lint;
 use weir_engine::policy::{Admission, Miss, Selecting, Side, Why};
-use weir_engine::snapshot::{EndView, EvidenceView};
+use weir_engine::snapshot::{CandidatesView, Effect, EndView, EvidenceView};
 use weir_engine::words::{Direction, Workload};
 
 use crate::outputs::live::Line;
@@ -201,4 +201,26 @@ pub fn difference(d: &WorkloadDifference) -> String {
 #[must_use]
 pub fn count(n: usize, one: &str, many: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { many })
+}
+
+/// What the candidates do to one flow, in a word; nothing where they change nothing.
+#[must_use]
+pub fn effect(effect: Effect) -> &'static str {
+    match effect {
+        Effect::Breaks => "deny",
+        Effect::Opens => "open",
+        Effect::Same => "",
+    }
+}
+
+/// What enforcing the candidates would change, in one line.
+#[must_use]
+pub fn candidates(view: &CandidatesView) -> String {
+    let CandidatesView { policies, breaks, opens, traffic_breaks } = view;
+    let policies =
+        if policies.len() == 1 { "1 candidate".to_owned() } else { format!("{} candidates", policies.len()) };
+    format!(
+        "{policies}, not enforced: would deny {breaks} required flows and {traffic_breaks} observed connections, and open \
+         {opens} required flows"
+    )
 }

@@ -37,7 +37,7 @@ const ANSWER_AGE: Duration = Duration::from_secs(5);
 const MAX_LOGGED: usize = 50;
 
 /// What watches the kernel.
-pub trait Observer {
+pub trait Observer: Send + 'static {
     /// Waits for observations and appends them. Dropping the future loses none.
     fn next(&mut self, batch: &mut Vec<Observation>) -> impl Future<Output = anyhow::Result<()>> + Send;
 
@@ -149,13 +149,14 @@ impl<O: Observer> EventLoop<O> {
                 // Told of below.
                 () = maybe(decided) => {}
                 _ = tick.tick() => {
+                    self.look_at_wall_clock();
                     self.count_lost();
                     self.flush();
                 }
             }
             self.questions();
             self.transitions();
-            self.watchers.tell(self.clock.now(), &self.engine);
+            self.watchers.tell(self.clock.now(), &mut self.engine);
             self.watch()?;
         }
         self.flush();
@@ -223,7 +224,7 @@ impl<O: Observer> EventLoop<O> {
             Change::Synced => {
                 self.note(now, || Input::Synced);
                 self.engine.synced(now);
-                let objects: u64 = self.engine.snapshot(now).objects.iter().map(|o| o.count).sum();
+                let objects: u64 = self.engine.objects().iter().map(|o| o.count).sum();
                 let ignored: usize = self.agent.ignored.values().sum();
                 info!(objects, files = self.agent.files, ignored, "cluster objects loaded");
             }
@@ -298,6 +299,15 @@ impl<O: Observer> EventLoop<O> {
         self.engine.handle_timeout(now);
     }
 
+    fn look_at_wall_clock(&mut self) {
+        if let Some(offset_ns) = self.clock.wall_clock_set() {
+            info!("the wall clock was set; times are shown by it from now on");
+            self.note(self.clock.now(), || Input::WallClock { offset_ns });
+            self.engine.wall_clock(offset_ns);
+            self.latest = None;
+        }
+    }
+
     fn count_lost(&mut self) {
         let now = self.clock.now();
         let lost = self.observer.lost();
@@ -328,9 +338,10 @@ impl<O: Observer> EventLoop<O> {
     }
 
     /// A copy of all that decisions are made from: questions about it take long, and the engine's task must not.
-    fn known(&self) -> Box<Known> {
+    fn known(&mut self) -> Box<Known> {
+        self.engine.settle();
         let engine = &self.engine;
-        let objects = engine.snapshot(self.clock.now()).objects;
+        let objects = engine.objects();
         let model = Model {
             cluster: engine.cluster().clone(),
             identity: engine.identity().clone(),

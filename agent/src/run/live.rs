@@ -63,7 +63,7 @@ impl Watchers {
     }
 
     /// Time went by: tells what has been decided.
-    pub fn tell(&mut self, now: Time, engine: &Engine) {
+    pub fn tell(&mut self, now: Time, engine: &mut Engine) {
         if self.watchers.is_empty() {
             return;
         }
@@ -75,6 +75,7 @@ impl Watchers {
                 self.watchers.iter_mut().for_each(|watcher| watcher.skipped += 1);
                 continue;
             }
+            engine.settle();
             let line = Arc::new(named(engine, &attempt));
             self.watchers.iter_mut().for_each(|watcher| watcher.tell(&line));
         }
@@ -220,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_slow_reader_is_told_what_it_missed_and_holds_nobody_up() {
-        let engine = Engine::new(Settings::default());
+        let mut engine = Engine::new(Settings::default());
         let mut watchers = Watchers::default();
         let (slow, mut slow_lines) = mpsc::channel(2);
         let (quick, mut quick_lines) = mpsc::channel(100);
@@ -233,7 +234,7 @@ mod tests {
                 now = Time(now.0 + second);
                 refused(now.0).iter().for_each(|o| watchers.observe(now, o));
                 now = Time(now.0 + 10 * second);
-                watchers.tell(now, &engine);
+                watchers.tell(now, &mut engine);
             }
         };
         connect(&mut watchers, 5);

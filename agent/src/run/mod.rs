@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tracing::{error, info};
 use weir_engine::engine::{Engine, Settings};
 
@@ -64,7 +64,7 @@ pub struct Config {
 /// Whatever kept it from starting, as one line that says what to do; or the loss of its probes later.
 pub async fn run<O: Observer>(
     config: Config,
-    observe: impl FnOnce(&Settings) -> anyhow::Result<O>,
+    observe: impl FnOnce(&Settings) -> anyhow::Result<O> + Send + 'static,
 ) -> anyhow::Result<()> {
     run_until(config, observe, stop_signal).await
 }
@@ -75,7 +75,7 @@ pub async fn run<O: Observer>(
 /// As [`run`].
 pub async fn run_for<O: Observer>(
     config: Config,
-    observe: impl FnOnce(&Settings) -> anyhow::Result<O>,
+    observe: impl FnOnce(&Settings) -> anyhow::Result<O> + Send + 'static,
     span: Duration,
 ) -> anyhow::Result<()> {
     let stop = || {
@@ -92,7 +92,7 @@ pub async fn run_for<O: Observer>(
 /// As [`run`].
 pub async fn run_until<O: Observer, S: Future<Output = ()>>(
     config: Config,
-    observe: impl FnOnce(&Settings) -> anyhow::Result<O>,
+    observe: impl FnOnce(&Settings) -> anyhow::Result<O> + Send + 'static,
     stop: impl FnOnce() -> anyhow::Result<S>,
 ) -> anyhow::Result<()> {
     let Config { source, candidates, events, listen, socket, mut settings, record, record_limit, redact } = config;
@@ -113,7 +113,17 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
     let socket_path = socket;
     let socket = Socket::bind(&socket_path).map_err(unprivileged)?;
     let recorder = record.map(|path| Recorder::create(&path, &settings, record_limit, redact)).transpose()?;
-    let observer = observe(&settings)?;
+    let loading = load(observe, settings.clone());
+    tokio::pin!(stopped);
+    let observer = tokio::select! {
+        observer = loading => observer?,
+        // The kernel takes back what was loaded when the process ends.
+        () = &mut stopped => {
+            drop(socket);
+            info!("weir stops before its probes are loaded");
+            return Ok(());
+        }
+    };
 
     let (views, requests) = Views::channel();
     let lookups = source.lookups().filter(|_| settings.lookups);
@@ -135,6 +145,24 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
         info!("weir stops");
     }
     ended
+}
+
+/// Loads the probes on a thread of their own: reading the kernel's types and its verifier take their time, and whoever wants
+/// the agent to stop must not wait for them.
+async fn load<O: Observer>(
+    observe: impl FnOnce(&Settings) -> anyhow::Result<O> + Send + 'static,
+    settings: Settings,
+) -> anyhow::Result<O> {
+    let (send, loaded) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new()
+        .name("probes".to_owned())
+        .spawn(move || {
+            let _inside = runtime.enter();
+            drop(send.send(observe(&settings)));
+        })
+        .context("cannot start the thread that loads the probes")?;
+    loaded.await.context("loading the probes has failed; the log above says where")?
 }
 
 /// Who may not even make the socket lacks more than a folder, as a rule: say first what running the agent takes.

@@ -33,7 +33,12 @@ pub(super) fn input(mut input: Input) -> Input {
             | Observation::AnswerRetransmit(_) => {}
         },
         Input::Candidates { policies, .. } => policies.iter_mut().for_each(value),
-        Input::Delete { .. } | Input::Answered { .. } | Input::Lost { .. } | Input::Synced | Input::Timeout => {}
+        Input::Delete { .. }
+        | Input::Answered { .. }
+        | Input::Lost { .. }
+        | Input::WallClock { .. }
+        | Input::Synced
+        | Input::Timeout => {}
     }
     input
 }

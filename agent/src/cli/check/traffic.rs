@@ -17,7 +17,7 @@ use weir_engine::time::Time;
 use weir_engine::words::{Direction, Name, Protocol};
 
 use super::super::manifests::Source;
-use super::super::table::Table;
+use super::super::table::{Table, wrap};
 use super::super::{Exit, out};
 use crate::outputs::log::end;
 use crate::outputs::text::clean;
@@ -83,7 +83,7 @@ pub fn run(traffic: &Path, source: &Source, json: bool) -> anyhow::Result<Exit> 
     if json {
         out::json(&report)?
     } else {
-        out::print(&page(&report))?
+        out::print(&page(&report, &source.arguments()))?
     }
     Ok(match (report.breaks.is_empty(), incomplete || !report.untold.is_empty()) {
         (false, _) => Exit::Findings,
@@ -256,7 +256,7 @@ fn endpoint(engine: &Engine, text: &str) -> Option<Endpoint> {
     Some(Endpoint::Pod { name: pod.name.clone(), address: None })
 }
 
-fn page(report: &Report) -> String {
+fn page(report: &Report, arguments: &str) -> String {
     let mut text = String::new();
     if !report.breaks.is_empty() {
         let mut table = Table::new(&["flow", "source → destination", "port", "attempts"], 1);
@@ -275,5 +275,26 @@ fn page(report: &Report) -> String {
         let untold = report.untold.len();
         text.push_str(&format!("{untold} observed flows cannot be judged: their pods are not among the objects\n"));
     }
+    text.push_str(&wrap(&format!("next: {}", clean(&next_step(report, arguments)))));
     text
+}
+
+/// What to do about it.
+fn next_step(report: &Report, arguments: &str) -> String {
+    let Some(first) = report.breaks.first() else {
+        return if report.untold.is_empty() {
+            "nothing that was observed would be denied: `kubectl apply` them, once what was observed is all the traffic there is"
+                .to_owned()
+        } else {
+            "take the snapshot and the cluster's objects at the same time, and check again".to_owned()
+        };
+    };
+    let udp = if first.protocol == Protocol::Udp { "/udp" } else { "" };
+    format!(
+        "`weir explain {} {} {}{udp} {arguments}` says why, with the cluster's objects among the files; open it in the candidates \
+         and check again",
+        end(&first.source),
+        end(&first.destination),
+        first.port
+    )
 }

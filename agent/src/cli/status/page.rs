@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use weir_engine::snapshot::PairView;
+use weir_engine::snapshot::{Effect, PairView, TrafficView};
 use weir_engine::time::Time;
 use weir_engine::verdict::State;
 
@@ -12,28 +12,42 @@ use super::needs_attention;
 use crate::cluster::manifests::Severity;
 use crate::outputs::text::clean;
 use crate::outputs::{View, log};
+use crate::report::words;
+
+/// Observed connections that candidates would deny: lines of them.
+const MAX_TRAFFIC: usize = 20;
 
 /// The wanted pairs, and all that weakens what is said of them.
 pub fn page(view: &View, wanted: impl Fn(&PairView) -> bool, more: bool) -> String {
     let shown: Vec<&PairView> = view.snapshot.pairs.iter().filter(|p| wanted(p)).collect();
     let mut out = String::new();
+    let audited = audited(view);
     if !shown.is_empty() {
-        let mut table = Table::new(&["state", "flow", "source → destination", "port", "since"], 2);
+        let headings = ["state", "flow", "source → destination", "port", "since", "candidates"];
+        let mut table = Table::new(&headings[..headings.len() - usize::from(!audited)], 2);
         for pair in shown {
-            let cells = [
+            let mut cells = vec![
                 Cell::state(pair.state),
                 Cell::from(&*pair.flow),
                 format!("{} → {}", log::end(&pair.source), log::end(&pair.destination)).into(),
                 port(pair).into(),
                 age(view.snapshot.at.since(pair.since)).into(),
             ];
-            let notes: Vec<String> = [note(pair), closed(pair, view.snapshot.at)].into_iter().flatten().collect();
+            if audited {
+                cells.push(pair.candidate.as_ref().map_or("", |c| words::effect(c.effect)).into());
+            }
+            let notes: Vec<String> =
+                [note(pair), closed(pair, view.snapshot.at), tried(pair)].into_iter().flatten().collect();
             table.row(cells, (!notes.is_empty()).then(|| notes.join("; ")).as_deref());
         }
         out.push_str(&table.render());
         out.push('\n');
     }
+    out.push_str(&broken_traffic(view));
     let _ = writeln!(out, "{}", summary(view, more));
+    if let Some(candidates) = &view.snapshot.candidates {
+        let _ = writeln!(out, "{}", clean(&words::candidates(candidates)));
+    }
     let broken = view.agent.problems.iter().filter(|p| p.severity == Severity::Error).count();
     if broken > 0 {
         let first = view.agent.problems.iter().find(|p| p.severity == Severity::Error);
@@ -45,6 +59,36 @@ pub fn page(view: &View, wanted: impl Fn(&PairView) -> bool, more: bool) -> Stri
         let _ = writeln!(out, "{lost} kernel events were lost since the start; what they concern is unknown");
     }
     out
+}
+
+/// Whether there are candidates to tell of.
+fn audited(view: &View) -> bool {
+    view.snapshot.candidates.is_some() || view.snapshot.pairs.iter().any(|p| p.candidate.is_some())
+}
+
+/// The candidates that would deny it.
+fn tried(pair: &PairView) -> Option<String> {
+    let candidate = pair.candidate.as_ref().filter(|c| c.effect == Effect::Breaks)?;
+    Some(format!("with the candidates: {}", candidate.policies.join(", ")))
+}
+
+/// What no required flow explains and the candidates would deny.
+fn broken_traffic(view: &View) -> String {
+    let breaks = |t: &&TrafficView| t.candidate.as_ref().is_some_and(|c| c.effect == Effect::Breaks);
+    let all: Vec<&TrafficView> = view.snapshot.traffic.iter().filter(breaks).collect();
+    if all.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["observed, and denied with the candidates", "port", "attempts"], 0);
+    for seen in all.iter().take(MAX_TRAFFIC) {
+        let ends = format!("{} → {}", log::end(&seen.source), log::end(&seen.destination));
+        let policies = seen.candidate.as_ref().map(|c| format!("policies: {}", c.policies.join(", ")));
+        let port = format!("{}/{}", seen.port, seen.protocol);
+        table.row([ends.into(), port.into(), seen.attempts.to_string().into()], policies.as_deref());
+    }
+    let more = all.len().saturating_sub(MAX_TRAFFIC);
+    let more = if more > 0 { format!("and {more} more\n") } else { String::new() };
+    format!("{}{more}\n", table.render())
 }
 
 fn summary(view: &View, more: bool) -> String {
@@ -64,6 +108,10 @@ fn summary(view: &View, more: bool) -> String {
 /// The command that leads on from the first pair that needs attention.
 pub fn next_step(view: &View) -> String {
     let Some(first) = view.snapshot.pairs.iter().find(|p| needs_attention(p.state)) else {
+        let breaks = view.snapshot.candidates.as_ref().map_or(0, |c| c.breaks + c.traffic_breaks);
+        if breaks > 0 {
+            return "next: open in the candidates what they would deny, before they are applied\n".to_owned();
+        }
         let fine = view.not_ready().is_none() && !view.snapshot.pairs.is_empty();
         let next = if fine { "nothing to do; `weir status --all` shows every pair" } else { "`weir doctor`" };
         return format!("next: {next}\n");
