@@ -25,7 +25,7 @@ pub use machine::Ending;
 pub struct VmTest {
     /// Kernels by version (`6.1`); all of them if none is named.
     kernels: Vec<String>,
-    /// Only the oldest kernel, the most used and the newest, as `cargo xtask test` does.
+    /// Only the oldest kernel, the most used and the newest.
     #[arg(long, conflicts_with = "kernels")]
     quick: bool,
     /// Only tests whose name contains this, and no matrix.
@@ -51,7 +51,7 @@ pub struct VmTest {
     released: bool,
 }
 
-/// What `cargo xtask test` runs: the oldest kernel, the one that is most in use, and the newest.
+/// The shorter selection: the oldest kernel, the one that is most in use, and the newest.
 const QUICK: [&str; 3] = ["5.10", "6.1", "7.2"];
 
 /// Seconds for a guest: about four times what one takes on two processors with nothing else to do.
@@ -84,7 +84,7 @@ impl VmTest {
 /// One kernel, and how its guest ended; an error where it could not be run.
 pub type Verdict = (&'static str, Result<Ending>);
 
-/// The shorter selection for `cargo xtask test`.
+/// Runs the shorter selection, for other commands.
 ///
 /// # Errors
 /// The guests could not be run at all: no packages, no QEMU, nothing built.
