@@ -23,10 +23,11 @@ async fn a_real_drop_is_told_to_the_webhook_and_the_fix_too() {
     });
     let (address, mut notified) = webhook().await;
     let stack = Stack::start(folder.path(), rehearsal.agent.address(), address).await;
-    let drive = |state: &str| {
-        let flow = rehearsal.flow("sc-02-xds-ca").unwrap();
+    let drive_flow = |id: &str, state: &str| {
+        let flow = rehearsal.flow(id).unwrap();
         tokio::task::block_in_place(|| rehearsal.drive_until(flow, &DriveOptions::default(), state, PATIENCE)).unwrap();
     };
+    let drive = |state: &str| drive_flow("sc-02-xds-ca", state);
 
     drive("denied");
     let firing = notified.wait_for("firing", "WeirXdsBlocked", folder.path()).await;
@@ -46,8 +47,12 @@ async fn a_real_drop_is_told_to_the_webhook_and_the_fix_too() {
     assert!(summary.contains("my-namespace/default-deny"), "{summary}");
 
     for (title, query) in dashboard() {
-        // Rates want counters that move.
-        ask(&stack, &title, &query, || drive("denied")).await;
+        // Rates want counters that move, of what fails and of what is established.
+        let more = || {
+            drive("denied");
+            drive_flow("sc-01-injection-webhook", "verified");
+        };
+        ask(&stack, &title, &query, more).await;
     }
 
     tokio::task::block_in_place(|| rehearsal.enter("after", Enforcement::Drop)).unwrap();

@@ -107,7 +107,7 @@ pub fn check(model: &Model, options: &Options) -> Report {
     let mut pairs: Vec<PairReport> = model.pairs().values().map(|p| pairs::judge(model, p, options)).collect();
     pairs.sort_by(|a, b| a.rank().cmp(&b.rank()));
     let findings = findings(lint(&model.cluster, &usage(&pairs)), &pairs);
-    let mutation = options.mutate.then(|| mutation::mutate(&model.cluster, &pairs));
+    let mutation = options.mutate.then(|| mutation::mutate(model, &pairs));
     Report {
         version: VERSION,
         engine: options.profile,

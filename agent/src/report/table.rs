@@ -216,14 +216,19 @@ fn mutations(page: &mut Page, mutation: &Mutation, show: &Show) {
     page.gap();
     page.line(0, "If each rule alone were deleted:");
     for rule in mutation.rules.iter().filter(|r| r.need == Need::Needed) {
-        page.line(2, &format!("{} {} rule {} closes:", rule.policy, rule.direction, rule.rule));
-        let named = if show.all { rule.breaks.len() } else { MAX_PAIRS };
-        for b in rule.breaks.iter().take(named) {
-            let ends = (words::end(&b.source), words::end(&b.destination));
-            page.line(4, &format!("{} {} → {} {} {}", b.flow, ends.0, ends.1, b.protocol, b.port));
-        }
-        if rule.breaks.len() > named {
-            page.line(4, &format!("and {} more", rule.breaks.len() - named));
+        for (flows, does) in [(&rule.breaks, "closes:"), (&rule.doubts, "leaves in doubt:")] {
+            if flows.is_empty() {
+                continue;
+            }
+            page.line(2, &format!("{} {} rule {} {does}", rule.policy, rule.direction, rule.rule));
+            let named = if show.all { flows.len() } else { MAX_PAIRS };
+            for b in flows.iter().take(named) {
+                let ends = (words::end(&b.source), words::end(&b.destination));
+                page.line(4, &format!("{} {} → {} {} {}", b.flow, ends.0, ends.1, b.protocol, b.port));
+            }
+            if flows.len() > named {
+                page.line(4, &format!("and {} more", flows.len() - named));
+            }
         }
     }
     for (need, text) in [
