@@ -139,12 +139,11 @@ impl Agent {
     /// Asks it to stop (SIGTERM) and waits.
     ///
     /// # Errors
-    /// When it is still there after twenty seconds; it is killed then. Probes that are being loaded are loaded first, which takes
-    /// a debug build on a busy machine some seconds.
+    /// When it is still there after five seconds; it is killed then.
     pub fn stop(mut self) -> Result<ExitStatus> {
         kill(self.pid_for_signals(), Signal::SIGTERM)?;
         let begin = Instant::now();
-        while begin.elapsed() < Duration::from_secs(20) {
+        while begin.elapsed() < Duration::from_secs(5) {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }

@@ -4,7 +4,7 @@
 //! with `--release`; a debug build proves nothing.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -42,17 +42,38 @@ const NAMESPACE: u32 = 100;
 /// Pods of a node.
 const NODE: u32 = 100;
 
-fn main() -> Result<()> {
+/// Aims, at the sizes that are the defaults: resident memory, processor time of a resync, age of a decision in the burst.
+const MAX_RSS_MIB: u64 = 120;
+const MAX_RESYNC_SECONDS: f64 = 5.0;
+const MAX_AGE_MS: f64 = 10.0;
+
+/// Exit codes: 0 all aims met, 1 some missed, 2 could not be measured.
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    match &arguments.follow {
-        Some(url) => runtime.block_on(follow(url)),
-        None => runtime.block_on(serve(&arguments)),
+    let measured = || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        match &arguments.follow {
+            Some(url) => runtime.block_on(follow(url)),
+            None => runtime.block_on(serve(&arguments)),
+        }
+    };
+    match measured() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("cluster-scale: {error:#}");
+            ExitCode::from(2)
+        }
     }
 }
 
+/// How a figure compares with its aim, and whether it meets it.
+fn aim(met: bool) -> (&'static str, bool) {
+    (if met { "met" } else { "MISSED" }, met)
+}
+
 /// Plays the cluster, and prints what the agent's process said.
-async fn serve(a: &Arguments) -> Result<()> {
+async fn serve(a: &Arguments) -> Result<bool> {
     let mut server = ApiServer::start().await?;
     fill(&server, a);
     let mut child = Command::new(std::env::current_exe()?)
@@ -89,12 +110,15 @@ async fn serve(a: &Arguments) -> Result<()> {
     server.apply(namespace(2_000_000));
     println!("burst of {} changes/s: {}", a.rate, tokio::task::block_in_place(|| hear("burst"))?);
     drop(stdin);
-    child.wait()?;
-    Ok(())
+    match child.wait()?.code() {
+        Some(0) => Ok(true),
+        Some(1) => Ok(false),
+        _ => bail!("the agent's part failed"),
+    }
 }
 
 /// Plays the agent.
-async fn follow(url: &str) -> Result<()> {
+async fn follow(url: &str) -> Result<bool> {
     let mut source = start(kube::Config::new(url.parse()?), Watched::all())?;
     let mut engine = Engine::new(Settings { nodes: vec!["node-0".to_owned()], ..Settings::default() });
     let begin = Instant::now();
@@ -152,15 +176,22 @@ async fn follow(url: &str) -> Result<()> {
     while let Ok(Some(change)) = tokio::time::timeout(quiet, source.changes.recv()).await {
         apply(&mut engine, change);
     }
-    println!("{:.1} s of CPU within {:.1} s, {} MiB RSS", cpu_seconds()? - cpu, wall.elapsed().as_secs_f64(), rss()?);
+    let (spent, resident) = (cpu_seconds()? - cpu, rss()?);
+    let ((cpu_aim, in_time), (rss_aim, small)) = (aim(spent <= MAX_RESYNC_SECONDS), aim(resident <= MAX_RSS_MIB));
+    println!(
+        "{spent:.1} s of CPU within {:.1} s ({cpu_aim}, <= {MAX_RESYNC_SECONDS} s), {resident} MiB RSS ({rss_aim}, <= {MAX_RSS_MIB} MiB)",
+        wall.elapsed().as_secs_f64(),
+    );
 
     orders.next().context("no order")??;
     let cpu = cpu_seconds()?;
     let mut ages: Vec<u64> = until(&mut source, &mut engine, "ns-2000000").await?;
     ages.sort_unstable();
     let at = |share: f64| ages.get((ages.len() as f64 * share) as usize).copied().unwrap_or(0) as f64 / 1e6;
+    let (age_aim, fresh) = aim(at(0.99) < MAX_AGE_MS);
     println!(
-        "{} changes, age when decided by: median {:.1} ms, 99 % {:.1} ms, most {:.1} ms; {:.1} s of CPU, {} MiB RSS",
+        "{} changes, age when decided by: median {:.1} ms, 99 % {:.1} ms ({age_aim}, < {MAX_AGE_MS} ms), most {:.1} ms; \
+         {:.1} s of CPU, {} MiB RSS",
         ages.len(),
         at(0.5),
         at(0.99),
@@ -168,7 +199,7 @@ async fn follow(url: &str) -> Result<()> {
         cpu_seconds()? - cpu,
         rss()?
     );
-    Ok(())
+    Ok(in_time && small && fresh)
 }
 
 fn now_ns() -> u64 {

@@ -1,4 +1,5 @@
-//! Measurements on this machine: the policy engine's benches, and what the probes cost.
+//! Measurements on this machine: the policy engine's benches, what the probes cost, what a large cluster costs, and what agents
+//! cost the API server.
 
 use std::process::{Command, ExitCode};
 
@@ -21,6 +22,10 @@ enum What {
     /// Each probe against an empty one on the same hook, connections and throughput with and without the probes, the agent
     /// under load and beside a flood.
     Probes,
+    /// What following a cluster of 50,000 pods and 2,000 policies costs an agent; needs no root.
+    Cluster,
+    /// What one agent asks of the API server, and what that makes for 100, 1,000 and 5,000 nodes; needs no root.
+    ApiLoad,
 }
 
 impl Bench {
@@ -29,6 +34,8 @@ impl Bench {
         match self.what {
             What::Policies => policies(),
             What::Probes => probes(),
+            What::Cluster => example("cluster-scale"),
+            What::ApiLoad => example("api-load"),
         }
     }
 }
@@ -38,6 +45,14 @@ fn policies() -> Result<ExitCode> {
     bench.args(["bench", "--quiet", "--package", "weir-engine", "--bench", "policies"]);
     let status = bench.status().context("cannot start cargo")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}
+
+/// A measuring program of the tests, as it is released.
+fn example(name: &str) -> Result<ExitCode> {
+    let mut cargo = tools::cargo();
+    cargo.args(["run", "--quiet", "--release", "--package", "weir-tests", "--example", name]);
+    let status = cargo.status().context("cannot start cargo")?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2)))
 }
 
 fn probes() -> Result<ExitCode> {
