@@ -1,17 +1,10 @@
-//! Loads the probes and prints what they say, named as the engine gets it, until interrupted. `--doctor` only reports.
+//! Loads the probes and prints what they say, named as the engine gets it, until interrupted.
 
-use weir::{
-    cli::doctor,
-    probes::{ProbeSettings, Probes},
-};
+use weir::probes::{ProbeSettings, Probes};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let settings = ProbeSettings::default();
-    if std::env::args().any(|argument| argument == "--doctor") {
-        print!("{}", doctor::report(&settings));
-        return Ok(());
-    }
     let mut probes = Probes::load(&settings)?;
     for status in probes.status() {
         eprintln!("{status:?}");
