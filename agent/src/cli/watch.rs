@@ -81,7 +81,7 @@ impl Watch {
             Live::Attempt(line) if !self.wanted(line) => Ok(()),
             live if self.json => out::json(live),
             Live::Attempt(line) if self.wide => out::print(&text(line)),
-            Live::Attempt(line) => out::print(&table::wrap(&text(line))),
+            Live::Attempt(line) => out::print(&table::wrap(text(line).trim_end())),
             Live::Skipped(count) => out::print(&format!("{count} lines skipped: more than can be shown\n")),
         }
     }

@@ -151,7 +151,9 @@ fn dns(check: &Check, timeout: Duration) -> io::Result<String> {
 
 /// Gets a page's status; the page itself is not read.
 fn http(stream: &mut TcpStream, to: SocketAddr, path: &str) -> io::Result<(bool, String)> {
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {to}\r\nUser-Agent: weir-probe\r\nConnection: close\r\n\r\n")?;
+    // In one piece: a server may take the first segment for the whole request.
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {to}\r\nUser-Agent: weir-probe\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut head = Vec::new();
     let mut buffer = [0; 512];
     while !head.contains(&b'\n') && head.len() < MAX_ANSWER {
