@@ -201,7 +201,9 @@ impl Attempts {
         let class = e.class();
         // FIN and data of connections that are long established say nothing about an attempt.
         let carries_syn = e.tuple.protocol != Protocol::Tcp || e.tcp_flags & 0x02 != 0;
-        if class == DropClass::Normal || !carries_syn {
+        // An answer over UDP that finds no socket came after its client had gone: the way is open.
+        let late = e.reply && e.tuple.protocol == Protocol::Udp && class == DropClass::NoSocket;
+        if class == DropClass::Normal || !carries_syn || late {
             return;
         }
         let drop = JoinedDrop {

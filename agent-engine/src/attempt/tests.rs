@@ -332,6 +332,22 @@ fn udp_exchanges() {
 }
 
 #[test]
+fn an_answer_that_finds_its_client_gone_is_no_failure() {
+    let udp = |t: Tuple| Tuple { protocol: Protocol::Udp, ..t };
+    let closed = PacketDrop {
+        tuple: udp(tuple(BACKEND, 8443, 40_000)),
+        original: None,
+        tcp_flags: 0,
+        ..drop(0, "NO_SOCKET", "__udp4_lib_rcv", 40_000)
+    };
+    let mut attempts = Attempts::new(100);
+    attempts.dropped(ms(0), &PacketDrop { reply: true, ..closed.clone() });
+    assert_eq!(attempts.poll(), None);
+    attempts.dropped(ms(1), &closed);
+    assert_eq!(attempts.poll().map(|a| a.outcome), Some(Outcome::Refused), "a query that finds no listener is one");
+}
+
+#[test]
 fn memory_is_bounded() {
     let mut attempts = Attempts::new(10);
     for n in 0..100 {
