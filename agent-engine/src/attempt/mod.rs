@@ -1,6 +1,7 @@
 //! One connection attempt, joined from everything that was seen of it.
 
 mod decide;
+mod memory;
 mod open;
 mod outcome;
 mod table;
@@ -69,6 +70,27 @@ pub struct Attempt {
 }
 
 impl Attempt {
+    /// What a single event tells of one: when, where to, and what became of it.
+    pub(crate) fn seen(at: Time, dialled: Tuple, outcome: Outcome) -> Self {
+        Self {
+            started: at,
+            last_sent: at,
+            at,
+            dialled,
+            translated: None,
+            outcome,
+            provisional: false,
+            dropped: None,
+            icmp: None,
+            error: 0,
+            retransmits: 0,
+            owner: None,
+            netns: 0,
+            latency: None,
+            accepted: false,
+        }
+    }
+
     /// The tuple that policies judge: after translation where that is known.
     #[must_use]
     pub fn judged(&self) -> &Tuple {

@@ -76,19 +76,14 @@ impl Open {
         Attempt {
             started: id.0,
             last_sent: self.last_sent,
-            at,
-            dialled: self.tuple,
             translated: self.translated,
-            outcome,
             provisional,
             dropped: self.dropped.clone(),
-            icmp: None,
-            error: 0,
             retransmits: self.retransmits,
             owner: self.owner.clone(),
             netns: self.netns,
-            latency: None,
             accepted: self.accepted,
+            ..Attempt::seen(at, self.tuple, outcome)
         }
     }
 }

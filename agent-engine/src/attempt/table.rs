@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::decide::{Ending, decide};
+use super::memory::Memory;
 use super::open::{FlowKey, Id, Open, key};
 use super::{Attempt, JoinedDrop, Outcome};
 use crate::observation::{
@@ -22,13 +23,11 @@ use crate::words::Protocol;
 /// How close to a transmission a drop must be to belong to it, and to an RST or ICMP answer to be its cause.
 pub(super) const JOIN: Duration = Duration::from_millis(50);
 /// How long an end waits for what may overtake it: [`JOIN`] and the way through the ring buffer.
-const HOLD: Duration = Duration::from_millis(100);
+pub(super) const HOLD: Duration = Duration::from_millis(100);
 /// A SYN that nobody answered for this long is reported, end or not.
 pub(super) const SILENT: Duration = Duration::from_secs(3);
 /// An attempt whose end never came: longer than `tcp_syn_retries` 6 (127 s) allows.
 const EXPIRE: Duration = Duration::from_secs(150);
-/// How long a drop is remembered for attempts that end without one of their own.
-const REMEMBER: Duration = Duration::from_secs(150);
 
 /// A UDP socket that lived shorter than this without an answer was not waiting for one.
 const ASKED_FOR_A_ROUTE: Duration = Duration::from_millis(200);
@@ -44,14 +43,7 @@ pub struct Attempts {
     timers: BTreeSet<(Time, Id)>,
     /// Established attempts that wait for their listener, by source and port.
     established: BTreeMap<(IpAddr, u16), Id>,
-    /// Drops that were reported on their own, by full tuple, so that a retransmit is not counted as a new attempt.
-    seen: BTreeMap<(FlowKey, u16), Time>,
-    /// The newest policy-class drop of each flow.
-    drops: BTreeMap<FlowKey, (JoinedDrop, Option<Tuple>)>,
-    /// Errors that reached connected UDP sockets, which their application may have read since.
-    errors: BTreeMap<u64, (Time, i32)>,
-    /// Packets that this machine answered with "destination unreachable", by full tuple as they were.
-    unreachable: BTreeMap<(FlowKey, u16), Time>,
+    memory: Memory,
     ready: VecDeque<Attempt>,
     evicted: u64,
 }
@@ -67,10 +59,7 @@ impl Attempts {
             flows: BTreeMap::new(),
             timers: BTreeSet::new(),
             established: BTreeMap::new(),
-            seen: BTreeMap::new(),
-            drops: BTreeMap::new(),
-            errors: BTreeMap::new(),
-            unreachable: BTreeMap::new(),
+            memory: Memory::default(),
             ready: VecDeque::new(),
             evicted: 0,
         }
@@ -119,13 +108,7 @@ impl Attempts {
 
     /// A SYN was sent again.
     pub fn retransmit(&mut self, e: &Retransmit) {
-        let id = self.find(e.socket, e.started).unwrap_or_else(|| {
-            let started = if e.started == Time(0) { e.at } else { e.started };
-            let mut open = Open::new(e.tuple, started, e.netns, None);
-            open.start_seen = e.started != Time(0);
-            self.insert((started, e.socket), open)
-        });
-        self.learn(&id, &e.tuple);
+        let id = self.known(e.socket, e.started, e.at, &e.tuple, e.netns);
         let Some(open) = self.open.get_mut(&id) else { return };
         open.last_sent = open.last_sent.max(e.at);
         open.retransmits = open.retransmits.max(e.count);
@@ -139,13 +122,7 @@ impl Attempts {
 
     /// A TCP socket left SYN_SENT.
     pub fn end(&mut self, now: Time, e: &AttemptEnd) {
-        let id = self.find(e.socket, e.started).unwrap_or_else(|| {
-            let started = if e.started == Time(0) { e.at } else { e.started };
-            let mut open = Open::new(e.tuple, started, e.netns, None);
-            open.start_seen = e.started != Time(0);
-            self.insert((started, e.socket), open)
-        });
-        self.learn(&id, &e.tuple);
+        let id = self.known(e.socket, e.started, e.at, &e.tuple, e.netns);
         let Some(open) = self.open.get_mut(&id) else { return };
         open.retransmits = open.retransmits.max(u32::from(e.retransmits));
         let ending = Ending::new(e, open.start_seen.then(|| e.at.since(id.0)), open.retransmits);
@@ -176,23 +153,7 @@ impl Attempts {
             }
             self.finish(&id);
         } else {
-            self.ready.push_back(Attempt {
-                started: e.at,
-                last_sent: e.at,
-                at: e.at,
-                dialled: e.tuple,
-                translated: None,
-                outcome: Outcome::Established,
-                provisional: false,
-                dropped: None,
-                icmp: None,
-                error: 0,
-                retransmits: 0,
-                owner: None,
-                netns: 0,
-                latency: None,
-                accepted: true,
-            });
+            self.ready.push_back(Attempt { accepted: true, ..Attempt::seen(e.at, e.tuple, Outcome::Established) });
         }
     }
 
@@ -217,7 +178,7 @@ impl Attempts {
         let dialled = e.original.unwrap_or(e.tuple);
         let translated = (dialled != e.tuple).then_some(e.tuple);
         if class.is_policy_capable() && !e.reply {
-            self.drops.insert(key(&dialled), (drop.clone(), translated));
+            self.memory.drops.insert(key(&dialled), (drop.clone(), translated));
         }
         if let Some(id) = self.attempt_of(e, &dialled) {
             self.join(now, &id, drop, &dialled, translated.as_ref());
@@ -228,26 +189,15 @@ impl Attempts {
             DropClass::NoSocket => Outcome::Refused,
             DropClass::Route | DropClass::Neighbour => Outcome::Unreachable,
             DropClass::Resource if e.reason.as_deref() == Some("TCP_LISTEN_OVERFLOW") => Outcome::BacklogFull,
-            _ if class.is_policy_capable() && self.was_answered(e) => Outcome::Rejected,
+            _ if class.is_policy_capable() && self.memory.was_answered(e) => Outcome::Rejected,
             _ => Outcome::Dropped,
         };
-        let again = self.seen.insert((key(&dialled), dialled.source_port), e.at).is_some();
+        let again = self.memory.seen.insert((key(&dialled), dialled.source_port), e.at).is_some();
         self.ready.push_back(Attempt {
-            started: e.at,
-            last_sent: e.at,
-            at: e.at,
-            dialled,
             translated,
-            outcome,
             provisional: again,
             dropped: Some(drop),
-            icmp: None,
-            error: 0,
-            retransmits: 0,
-            owner: None,
-            netns: 0,
-            latency: None,
-            accepted: false,
+            ..Attempt::seen(e.at, dialled, outcome)
         });
     }
 
@@ -270,13 +220,13 @@ impl Attempts {
     /// carries the same error by itself.
     pub fn socket_error(&mut self, e: &SocketError) {
         if e.tuple.protocol == Protocol::Udp && e.error != 0 {
-            self.errors.insert(e.socket, (e.at, e.error));
+            self.memory.errors.insert(e.socket, (e.at, e.error));
         }
     }
 
     /// This machine answered a packet with "destination unreachable"; a rule that does so drops the packet next.
     pub fn icmp_sent(&mut self, e: &IcmpSent) {
-        self.unreachable.insert((key(&e.tuple), e.tuple.source_port), e.at);
+        self.memory.unreachable.insert((key(&e.tuple), e.tuple.source_port), e.at);
     }
 
     /// A listener on this machine answered an attempt again: its SYN was not dropped.
@@ -295,10 +245,11 @@ impl Attempts {
     pub fn udp_end(&mut self, e: &UdpEnd) {
         let flow = key(&e.tuple);
         // Of an earlier socket at the same address, if it is older than this one.
-        let read = self.errors.remove(&e.socket).filter(|(at, _)| *at >= e.created).map_or(0, |(_, error)| error);
+        let read =
+            self.memory.errors.remove(&e.socket).filter(|(at, _)| *at >= e.created).map_or(0, |(_, error)| error);
         let error = if e.error == 0 { read } else { e.error };
-        let dropped_alone = self.seen.contains_key(&(flow, e.tuple.source_port));
-        let known = self.drops.get(&flow).filter(|(d, _)| e.at.since(d.at) <= Duration::from_secs(30));
+        let dropped_alone = self.memory.seen.contains_key(&(flow, e.tuple.source_port));
+        let known = self.memory.drops.get(&flow).filter(|(d, _)| e.at.since(d.at) <= Duration::from_secs(30));
         let outcome = match (e.replied, error, known) {
             (true, _, _) => Outcome::Established,
             (false, 111 | 13 | 113 | 101, Some(_)) => Outcome::Rejected,
@@ -312,30 +263,20 @@ impl Attempts {
         };
         let joined = known.filter(|_| !e.replied).cloned();
         let started = if e.created == Time(0) { e.at } else { e.created };
+        let at = joined.as_ref().map_or(e.at, |(d, _)| d.at);
+        let (dropped, translated) = joined.map_or((None, None), |(d, t)| (Some(d), t));
         self.ready.push_back(Attempt {
             started,
             last_sent: started,
-            at: joined.as_ref().map_or(e.at, |(d, _)| d.at),
-            dialled: e.tuple,
-            translated: joined.as_ref().and_then(|(_, t)| *t),
-            outcome,
+            translated,
             // Its drop was counted when it was seen.
             provisional: dropped_alone && !e.replied,
-            dropped: joined.map(|(d, _)| d),
-            icmp: None,
+            dropped,
             error,
-            retransmits: 0,
             owner: Some(e.owner.clone()),
             netns: e.netns,
-            latency: None,
-            accepted: false,
+            ..Attempt::seen(at, e.tuple, outcome)
         });
-    }
-
-    /// Did this machine answer the very packet with an ICMP error?
-    fn was_answered(&self, e: &PacketDrop) -> bool {
-        let sent = self.unreachable.get(&(key(&e.tuple), e.tuple.source_port));
-        sent.is_some_and(|at| at.distance(e.at) <= JOIN)
     }
 
     /// Time went by.
@@ -364,27 +305,7 @@ impl Attempts {
                 self.evicted += 1;
             }
         }
-        self.forget(now);
-    }
-
-    fn forget(&mut self, now: Time) {
-        let old = |at: Time| at.plus(REMEMBER) < now;
-        self.seen.retain(|_, at| !old(*at));
-        self.drops.retain(|_, (d, _)| !old(d.at));
-        self.errors.retain(|_, (at, _)| !old(*at));
-        self.unreachable.retain(|_, at| at.plus(HOLD) >= now);
-        while self.errors.len() > self.max {
-            self.errors.pop_first();
-        }
-        while self.unreachable.len() > self.max {
-            self.unreachable.pop_first();
-        }
-        while self.seen.len() > self.max {
-            self.seen.pop_first();
-        }
-        while self.drops.len() > self.max {
-            self.drops.pop_first();
-        }
+        self.memory.forget(now, self.max);
     }
 
     fn attempt_of(&self, e: &PacketDrop, dialled: &Tuple) -> Option<Id> {
@@ -439,6 +360,7 @@ impl Attempts {
         if open.dropped.is_none() && !open.arrived && ending.may_have_been_dropped() {
             // The probes report a flood of equal drops by powers of two: one of the same flow during this attempt is as good.
             let same = self
+                .memory
                 .drops
                 .get(&key(&open.tuple))
                 .filter(|(d, _)| d.at.plus(JOIN) >= id.0 && d.at <= ending.at().plus(JOIN));
@@ -458,6 +380,18 @@ impl Attempts {
             attempt.dropped = None;
         }
         self.ready.push_back(attempt);
+    }
+
+    /// The attempt of a socket, from now on with this tuple; one whose start was lost begins here.
+    fn known(&mut self, socket: u64, started: Time, at: Time, tuple: &Tuple, netns: u32) -> Id {
+        let id = self.find(socket, started).unwrap_or_else(|| {
+            let start_seen = started != Time(0);
+            let started = if start_seen { started } else { at };
+            let open = Open { start_seen, ..Open::new(*tuple, started, netns, None) };
+            self.insert((started, socket), open)
+        });
+        self.learn(&id, tuple);
+        id
     }
 
     fn find(&self, socket: u64, started: Time) -> Option<Id> {
