@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 pub use admin::AdminPolicy;
 pub use labels::Labels;
-pub use object::{Key, Kind, Object, ObjectError, Origin};
+pub use object::{Form, Key, Kind, Object, ObjectError, Origin};
 pub use pod::{ContainerPort, Phase, Pod, SETTINGS};
 pub use service::{EndpointSlice, Service, ServicePort, TargetPort};
 
@@ -154,68 +154,41 @@ impl Cluster {
     /// Removes one object.
     pub fn delete(&mut self, key: &Key) -> Change {
         let name = &key.name;
-        let gone = match key.kind {
-            Kind::Namespace => {
+        let gone = match key.kind.form() {
+            Form::Namespace => {
                 let gone = self.namespaces.remove(&name.name).is_some();
                 if gone {
                     self.inject(&name.name);
                 }
                 gone
             }
-            Kind::Node => self.nodes.remove(&name.name).is_some_and(|node| {
+            Form::Node => self.nodes.remove(&name.name).is_some_and(|node| {
                 for address in node.addresses {
                     self.node_addresses.remove(&(address, node.name.clone()));
                 }
                 true
             }),
-            Kind::Pod => self.remove_pod(name),
-            Kind::Deployment | Kind::StatefulSet | Kind::DaemonSet | Kind::ReplicaSet | Kind::Job | Kind::CronJob => {
+            Form::Pod => self.remove_pod(name),
+            Form::Template => {
                 let name = Name::new(name.namespace.clone(), Pod::template_name(key.kind, &name.name));
                 self.written.remove(&name);
                 self.remove_pod(&name)
             }
-            Kind::Service => self.services.remove(name).is_some_and(|service| {
+            Form::Service => self.services.remove(name).is_some_and(|service| {
                 for address in service.cluster_ips.into_iter().chain(service.external_ips) {
                     self.service_addresses.remove(&(address, name.clone()));
                 }
                 true
             }),
-            Kind::EndpointSlice => self.slices.remove(name).is_some_and(|slice| {
+            Form::EndpointSlice => self.slices.remove(name).is_some_and(|slice| {
                 if let Some(service) = slice.service {
                     self.service_slices.remove(&(service, name.clone()));
                 }
                 true
             }),
-            Kind::NetworkPolicy => self.policies.remove(name).is_some(),
-            Kind::AdminNetworkPolicy | Kind::BaselineAdminNetworkPolicy | Kind::ClusterNetworkPolicy => {
-                self.cluster_policies.remove(&(key.kind, name.name.clone())).is_some()
-            }
-            Kind::ConfigMap
-            | Kind::MutatingWebhookConfiguration
-            | Kind::ValidatingWebhookConfiguration
-            | Kind::VirtualService
-            | Kind::IstioGateway
-            | Kind::ServiceEntry
-            | Kind::Sidecar
-            | Kind::DestinationRule
-            | Kind::WorkloadEntry
-            | Kind::WorkloadGroup
-            | Kind::ProxyConfig
-            | Kind::RequestAuthentication
-            | Kind::PeerAuthentication
-            | Kind::AuthorizationPolicy
-            | Kind::Telemetry
-            | Kind::WasmPlugin
-            | Kind::Gateway
-            | Kind::GatewayClass
-            | Kind::HttpRoute
-            | Kind::GrpcRoute
-            | Kind::TcpRoute
-            | Kind::TlsRoute
-            | Kind::ReferenceGrant
-            | Kind::Ingress
-            | Kind::KymaIstio
-            | Kind::ApiRule => self.raw.remove(key).is_some(),
+            Form::NetworkPolicy => self.policies.remove(name).is_some(),
+            Form::AdminPolicy => self.cluster_policies.remove(&(key.kind, name.name.clone())).is_some(),
+            Form::Raw => self.raw.remove(key).is_some(),
         };
         if gone { Change::Deleted(key.clone()) } else { Change::None }
     }

@@ -102,6 +102,29 @@ pub enum Kind {
     ApiRule,
 }
 
+/// What a kind is read and kept as: several kinds share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Its labels.
+    Namespace,
+    /// Its name and addresses.
+    Node,
+    /// What policies and identity need of it.
+    Pod,
+    /// Selector, addresses and ports.
+    Service,
+    /// Addresses and ports.
+    EndpointSlice,
+    /// The typed object.
+    NetworkPolicy,
+    /// The fields that the cluster-wide policy kinds share.
+    AdminPolicy,
+    /// A workload's pod template, which stands for its pods.
+    Template,
+    /// Kept whole, as JSON.
+    Raw,
+}
+
 /// `(API group, kind as the API spells it, how it is known here, namespaced)` of every kind. Versions are not compared: a
 /// newer version of a kind that is read field by field either still parses or says why not.
 const KINDS: &[(&str, &str, Kind, bool)] = &[
@@ -160,6 +183,51 @@ impl Kind {
     #[must_use]
     pub fn namespaced(self) -> bool {
         KINDS.iter().any(|(_, _, kind, namespaced)| *kind == self && *namespaced)
+    }
+
+    /// How objects of this kind are read and kept.
+    #[must_use]
+    pub fn form(self) -> Form {
+        match self {
+            Self::Namespace => Form::Namespace,
+            Self::Node => Form::Node,
+            Self::Pod => Form::Pod,
+            Self::Service => Form::Service,
+            Self::EndpointSlice => Form::EndpointSlice,
+            Self::NetworkPolicy => Form::NetworkPolicy,
+            Self::AdminNetworkPolicy | Self::BaselineAdminNetworkPolicy | Self::ClusterNetworkPolicy => {
+                Form::AdminPolicy
+            }
+            Self::Deployment | Self::StatefulSet | Self::DaemonSet | Self::ReplicaSet | Self::Job | Self::CronJob => {
+                Form::Template
+            }
+            Self::ConfigMap
+            | Self::MutatingWebhookConfiguration
+            | Self::ValidatingWebhookConfiguration
+            | Self::VirtualService
+            | Self::IstioGateway
+            | Self::ServiceEntry
+            | Self::Sidecar
+            | Self::DestinationRule
+            | Self::WorkloadEntry
+            | Self::WorkloadGroup
+            | Self::ProxyConfig
+            | Self::RequestAuthentication
+            | Self::PeerAuthentication
+            | Self::AuthorizationPolicy
+            | Self::Telemetry
+            | Self::WasmPlugin
+            | Self::Gateway
+            | Self::GatewayClass
+            | Self::HttpRoute
+            | Self::GrpcRoute
+            | Self::TcpRoute
+            | Self::TlsRoute
+            | Self::ReferenceGrant
+            | Self::Ingress
+            | Self::KymaIstio
+            | Self::ApiRule => Form::Raw,
+        }
     }
 
     /// The kind as the API spells it: `HTTPRoute`, `Gateway`.
@@ -259,45 +327,16 @@ impl Object {
         let Some(known) = Kind::of(&api_version, &kind) else {
             return Err(ObjectError::Ignored { api_version, kind });
         };
-        let parsed = match known {
-            Kind::Namespace => serde_json::from_value(value).map(Self::Namespace),
-            Kind::Node => serde_json::from_value(value).map(Self::Node),
-            Kind::Pod => serde_json::from_value(value).map(Self::Pod),
-            Kind::Service => serde_json::from_value(value).map(Self::Service),
-            Kind::EndpointSlice => serde_json::from_value(value).map(Self::EndpointSlice),
-            Kind::NetworkPolicy => serde_json::from_value(value).map(Self::NetworkPolicy),
-            Kind::AdminNetworkPolicy | Kind::BaselineAdminNetworkPolicy | Kind::ClusterNetworkPolicy => {
-                serde_json::from_value(value).map(|o| Self::AdminPolicy(known, o))
-            }
-            Kind::Deployment | Kind::StatefulSet | Kind::DaemonSet | Kind::ReplicaSet | Kind::Job | Kind::CronJob => {
-                template(known, value).map(|o| Self::Template(known, Box::new(o)))
-            }
-            Kind::ConfigMap
-            | Kind::MutatingWebhookConfiguration
-            | Kind::ValidatingWebhookConfiguration
-            | Kind::VirtualService
-            | Kind::IstioGateway
-            | Kind::ServiceEntry
-            | Kind::Sidecar
-            | Kind::DestinationRule
-            | Kind::WorkloadEntry
-            | Kind::WorkloadGroup
-            | Kind::ProxyConfig
-            | Kind::RequestAuthentication
-            | Kind::PeerAuthentication
-            | Kind::AuthorizationPolicy
-            | Kind::Telemetry
-            | Kind::WasmPlugin
-            | Kind::Gateway
-            | Kind::GatewayClass
-            | Kind::HttpRoute
-            | Kind::GrpcRoute
-            | Kind::TcpRoute
-            | Kind::TlsRoute
-            | Kind::ReferenceGrant
-            | Kind::Ingress
-            | Kind::KymaIstio
-            | Kind::ApiRule => Ok(Self::Raw(known, Arc::new(value))),
+        let parsed = match known.form() {
+            Form::Namespace => serde_json::from_value(value).map(Self::Namespace),
+            Form::Node => serde_json::from_value(value).map(Self::Node),
+            Form::Pod => serde_json::from_value(value).map(Self::Pod),
+            Form::Service => serde_json::from_value(value).map(Self::Service),
+            Form::EndpointSlice => serde_json::from_value(value).map(Self::EndpointSlice),
+            Form::NetworkPolicy => serde_json::from_value(value).map(Self::NetworkPolicy),
+            Form::AdminPolicy => serde_json::from_value(value).map(|o| Self::AdminPolicy(known, o)),
+            Form::Template => template(known, value).map(|o| Self::Template(known, Box::new(o))),
+            Form::Raw => Ok(Self::Raw(known, Arc::new(value))),
         };
         parsed.map_err(|source| ObjectError::Invalid { kind, name, source })
     }

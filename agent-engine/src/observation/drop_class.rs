@@ -252,3 +252,45 @@ impl fmt::Display for DropClass {
         f.write_str(self.as_str())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::DropClass;
+
+    #[test]
+    fn drop_classes() {
+        use DropClass::{Cgroup, Netfilter, Netkit, Nfqueue, NoSocket, Normal, Other, Ovs, Resource, Route, Tc, Xdp};
+        let unsaid = Some("NOT_SPECIFIED");
+        let table = [
+            (Some("NETFILTER_DROP"), Some("nf_hook_slow"), Netfilter),
+            (None, Some("nf_hook_slow"), Netfilter),
+            (unsaid, Some("nfqnl_reinject"), Nfqueue),
+            (unsaid, Some("nf_queue"), Nfqueue),
+            (Some("TC_EGRESS"), Some("__dev_queue_xmit"), Tc),
+            (unsaid, Some("__netif_receive_skb_core"), Tc),
+            (unsaid, Some("netkit_xmit"), Netkit),
+            (unsaid, Some("veth_xdp_rcv_skb"), Xdp),
+            (None, Some("netif_receive_generic_xdp"), Xdp),
+            (None, Some("veth_poll"), Xdp),
+            (None, Some("__udp4_lib_rcv"), NoSocket),
+            (unsaid, Some("__udp4_lib_rcv"), Other),
+            (None, Some("udp_queue_rcv_one_skb"), Other),
+            (Some("OVS_DROP_LAST_ACTION"), Some("do_execute_actions"), Ovs),
+            (Some("OVS_DROP_RECURSION_LIMIT"), Some("do_execute_actions"), Resource),
+            (Some("SOCKET_FILTER"), Some("tcp_v4_rcv"), Cgroup),
+            (Some("SOCKET_FILTER"), Some("packet_rcv"), Normal),
+            (Some("IP_RPFILTER"), Some("ip_rcv_finish_core"), Route),
+            (unsaid, Some("ip_error"), Route),
+            (Some("NEIGH_FAILED"), Some("neigh_invalidate"), DropClass::Neighbour),
+            (Some("NO_SOCKET"), Some("tcp_v4_rcv"), NoSocket),
+            (unsaid, Some("tcp_v4_rcv"), Normal),
+            (Some("SOMETHING_NEW"), Some("nf_hook_slow"), Other),
+            (None, None, Other),
+        ];
+        for (reason, location, expected) in table {
+            assert_eq!(DropClass::of(reason, location), expected, "{reason:?} at {location:?}");
+        }
+        let capable: Vec<_> = DropClass::ALL.into_iter().filter(|c| c.is_policy_capable()).collect();
+        assert_eq!(capable, [Netfilter, Nfqueue, Tc, Netkit, Xdp, Ovs, Cgroup]);
+    }
+}

@@ -10,7 +10,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use weir_engine::cluster::{AdminPolicy, Key, Kind, Object};
+use weir_engine::cluster::{AdminPolicy, Form, Key, Kind, Object};
 use weir_engine::words::Name;
 
 use super::reduce;
@@ -79,14 +79,14 @@ pub(super) fn object(
     text: &RawValue,
 ) -> Result<Decoded, serde_json::Error> {
     let text = text.get();
-    let object = match kind {
-        Kind::Pod => Object::Pod(Box::new(serde_json::from_str::<reduce::Pod>(text)?.into())),
-        Kind::Node => Object::Node(Box::new(serde_json::from_str::<reduce::Node>(text)?.into())),
-        Kind::Namespace => Object::Namespace(from(text, |o: &mut core::Namespace| slim(&mut o.metadata))?),
-        Kind::Service => Object::Service(from(text, |o: &mut core::Service| slim(&mut o.metadata))?),
-        Kind::EndpointSlice => Object::EndpointSlice(from(text, |o: &mut EndpointSlice| slim(&mut o.metadata))?),
-        Kind::NetworkPolicy => Object::NetworkPolicy(from(text, |o: &mut NetworkPolicy| slim(&mut o.metadata))?),
-        Kind::AdminNetworkPolicy | Kind::BaselineAdminNetworkPolicy | Kind::ClusterNetworkPolicy => {
+    let object = match kind.form() {
+        Form::Pod => Object::Pod(Box::new(serde_json::from_str::<reduce::Pod>(text)?.into())),
+        Form::Node => Object::Node(Box::new(serde_json::from_str::<reduce::Node>(text)?.into())),
+        Form::Namespace => Object::Namespace(from(text, |o: &mut core::Namespace| slim(&mut o.metadata))?),
+        Form::Service => Object::Service(from(text, |o: &mut core::Service| slim(&mut o.metadata))?),
+        Form::EndpointSlice => Object::EndpointSlice(from(text, |o: &mut EndpointSlice| slim(&mut o.metadata))?),
+        Form::NetworkPolicy => Object::NetworkPolicy(from(text, |o: &mut NetworkPolicy| slim(&mut o.metadata))?),
+        Form::AdminPolicy => {
             let policy = from(text, |o: &mut AdminPolicy| {
                 slim(&mut o.metadata);
                 o.api_version = api_version.to_owned();
@@ -95,37 +95,12 @@ pub(super) fn object(
             Object::AdminPolicy(kind, policy?)
         }
         // Workloads are not watched: a pod names its owner. One given all the same is kept whole and does no harm.
-        Kind::Deployment | Kind::StatefulSet | Kind::DaemonSet | Kind::ReplicaSet | Kind::Job | Kind::CronJob => {
+        Form::Template => {
             let mut value: serde_json::Value = serde_json::from_str(text)?;
             reduce::raw(&mut value, api_version, api_kind);
             Object::from_value(value).map_err(<serde_json::Error as serde::de::Error>::custom)?
         }
-        Kind::ConfigMap
-        | Kind::MutatingWebhookConfiguration
-        | Kind::ValidatingWebhookConfiguration
-        | Kind::VirtualService
-        | Kind::IstioGateway
-        | Kind::ServiceEntry
-        | Kind::Sidecar
-        | Kind::DestinationRule
-        | Kind::WorkloadEntry
-        | Kind::WorkloadGroup
-        | Kind::ProxyConfig
-        | Kind::RequestAuthentication
-        | Kind::PeerAuthentication
-        | Kind::AuthorizationPolicy
-        | Kind::Telemetry
-        | Kind::WasmPlugin
-        | Kind::Gateway
-        | Kind::GatewayClass
-        | Kind::HttpRoute
-        | Kind::GrpcRoute
-        | Kind::TcpRoute
-        | Kind::TlsRoute
-        | Kind::ReferenceGrant
-        | Kind::Ingress
-        | Kind::KymaIstio
-        | Kind::ApiRule => {
+        Form::Raw => {
             let mut value: serde_json::Value = serde_json::from_str(text)?;
             reduce::raw(&mut value, api_version, api_kind);
             Object::Raw(kind, Arc::new(value))
