@@ -4,7 +4,6 @@ use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
 use weir_engine::engine::{Settings, WATCHED_PORTS};
 
@@ -72,11 +71,7 @@ impl Record {
             log::init(LogFormat::Text)?
         }
         let (_, flows) = own_flows(&flows)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .context("cannot start the event loop")?;
+        let runtime = run::runtime()?;
         let source = source(manifests, kubeconfig.as_deref(), WhichPods::Own, &mut node, &runtime)?;
         let settings = Settings { watched_ports: WATCHED_PORTS.to_vec(), nodes: node, flows, ..Settings::default() };
         let btf = ProbeSettings::default().btf;

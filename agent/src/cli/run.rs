@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use tokio::runtime::Runtime;
@@ -122,11 +122,7 @@ impl Run {
         let Self { listen, socket, window, grace, mut node, btf, log_format, record, record_limit, redact, .. } = self;
         log::init(log_format)?;
         let (_, flows) = own_flows(&flows)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .context("cannot start the event loop")?;
+        let runtime = run::runtime()?;
         let mut source = source(manifests, kubeconfig.as_deref(), pods, &mut node, &runtime)?;
         if let Source::Kubernetes { settings, .. } = &mut source {
             settings.config_maps.extend(candidates_from.map(candidates::config_maps));

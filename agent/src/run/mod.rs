@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info};
@@ -56,6 +57,15 @@ pub struct Config {
     pub record_limit: u64,
     /// Leave out of it what verdicts are not made from.
     pub redact: bool,
+}
+
+/// Where the agent's tasks run.
+///
+/// # Errors
+/// When the machine refuses threads or descriptors.
+pub fn runtime() -> anyhow::Result<Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().context("cannot start the event loop")
 }
 
 /// Runs the agent until SIGTERM or SIGINT. `observe` loads the probes, once everything cheaper has succeeded.

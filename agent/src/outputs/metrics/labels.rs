@@ -22,6 +22,23 @@ pub trait Labels: EncodeLabelSet + Clone + Ord {
 }
 
 macro_rules! labels {
+    // Labels of a pair of ends stand between the others.
+    ($(#[$doc:meta])* $name:ident { $($field:ident),+; ends$(; $after:ident)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+        pub struct $name {
+            $(pub $field: String,)+
+            #[prometheus(flatten)]
+            pub ends: Ends,
+            $(pub $after: String,)?
+        }
+
+        impl Labels for $name {
+            fn overflow() -> Self {
+                Self { $($field: OVERFLOW.to_owned(),)+ ends: Ends::overflow(), $($after: OVERFLOW.to_owned(),)? }
+            }
+        }
+    };
     ($(#[$doc:meta])* $name:ident { $($field:ident),+ }) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
@@ -38,23 +55,20 @@ macro_rules! labels {
 }
 
 labels! {
+    /// Two workloads and the port between them: equal in every metric of a pair, so that they can be joined.
+    Ends { source_namespace, source_workload, destination_namespace, destination_workload, port, protocol }
+}
+labels! {
     /// `weir_required_flow_denied`, `weir_candidate_denied`
-    Denied {
-        flow, severity, direction, source_namespace, source_workload, destination_namespace, destination_workload, port,
-        protocol, policies
-    }
+    Denied { flow, severity, direction; ends; policies }
 }
 labels! {
     /// `weir_required_flow_closed_timestamp_seconds`
-    Closed {
-        flow, severity, source_namespace, source_workload, destination_namespace, destination_workload, port, protocol, edit
-    }
+    Closed { flow, severity; ends; edit }
 }
 labels! {
     /// `weir_required_flow_state`
-    StateOf {
-        flow, severity, state, source_namespace, source_workload, destination_namespace, destination_workload, port, protocol
-    }
+    StateOf { flow, severity, state; ends }
 }
 labels! {
     /// `weir_required_flows`
@@ -91,6 +105,19 @@ labels! {
 labels! {
     /// `weir_build_info`
     Build { version }
+}
+
+impl Ends {
+    fn of((source, destination): (&EndView, &EndView), port: u16, protocol: Protocol) -> Self {
+        Self {
+            source_namespace: name(&source.namespace),
+            source_workload: name(&source.workload),
+            destination_namespace: name(&destination.namespace),
+            destination_workload: name(&destination.workload),
+            port: port.to_string(),
+            protocol: protocol.to_string(),
+        }
+    }
 }
 
 impl Count {
@@ -195,12 +222,7 @@ impl Of<'_> {
                 flow: name(self.flow),
                 severity: self.severity.to_owned(),
                 direction: direction.to_string(),
-                source_namespace: name(&self.source.namespace),
-                source_workload: name(&self.source.workload),
-                destination_namespace: name(&self.destination.namespace),
-                destination_workload: name(&self.destination.workload),
-                port: port.to_string(),
-                protocol: protocol.to_string(),
+                ends: Ends::of((self.source, self.destination), port, protocol),
                 policies: refusal.policies(side),
             }
         };
@@ -219,12 +241,7 @@ pub fn closed(pair: &PairView) -> Option<(Closed, u64)> {
     let labels = Closed {
         flow: name(&pair.flow),
         severity: pair.severity.to_string(),
-        source_namespace: name(&pair.source.namespace),
-        source_workload: name(&pair.source.workload),
-        destination_namespace: name(&pair.destination.namespace),
-        destination_workload: name(&pair.destination.workload),
-        port: pair.port.to_string(),
-        protocol: pair.protocol.to_string(),
+        ends: Ends::of((&pair.source, &pair.destination), pair.port, pair.protocol),
         edit: name(&log::edit(edit)),
     };
     Some((labels, u64::try_from(edit.at_unix_ns).unwrap_or(0) / 1_000_000_000))
@@ -235,11 +252,6 @@ pub fn state_of(pair: &PairView) -> StateOf {
         flow: name(&pair.flow),
         severity: pair.severity.to_string(),
         state: pair.state.to_string(),
-        source_namespace: name(&pair.source.namespace),
-        source_workload: name(&pair.source.workload),
-        destination_namespace: name(&pair.destination.namespace),
-        destination_workload: name(&pair.destination.workload),
-        port: pair.port.to_string(),
-        protocol: pair.protocol.to_string(),
+        ends: Ends::of((&pair.source, &pair.destination), pair.port, pair.protocol),
     }
 }
