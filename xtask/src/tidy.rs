@@ -14,6 +14,15 @@ use crate::tools;
 const ENGINE_MAY_USE: [&str; 9] =
     ["weir-common", "k8s-openapi", "serde", "serde_json", "ipnet", "thiserror", "foldhash", "toml", "serde-saphyr"];
 
+/// Where people's folders are.
+const HOMES: [&str; 2] = ["/home/", "/Users/"];
+
+/// Folders below the root that every system may have (Filesystem Hierarchy Standard 3.0).
+const SYSTEM: [&str; 17] = [
+    "bin", "boot", "dev", "etc", "lib", "media", "mnt", "opt", "proc", "root", "run", "sbin", "srv", "sys", "tmp",
+    "usr", "var",
+];
+
 /// Lines above which a file is reported. Not a breach: some files have their reasons.
 const LONG: usize = 500;
 
@@ -28,9 +37,10 @@ impl Tidy {
         let mut long = Vec::new();
         let mut findings = engine_dependencies(&fs::read_to_string(root.join("agent-engine/Cargo.toml"))?);
         let files = tracked(&root)?;
+        let places = places(&root);
         for path in &files {
             let Ok(text) = fs::read_to_string(root.join(path)) else { continue };
-            findings.extend(check(path, &text));
+            findings.extend(check(path, &text, &places));
             long.extend(too_long(path, &text));
         }
         for note in &long {
@@ -52,7 +62,7 @@ fn tracked(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(list.lines().map(PathBuf::from).filter(|path| root.join(path).is_file()).collect())
 }
 
-fn check(path: &Path, text: &str) -> Vec<String> {
+fn check(path: &Path, text: &str, places: &[String]) -> Vec<String> {
     let shown = path.display();
     let mut findings = Vec::new();
     if path.extension().is_some_and(|extension| extension == "rs") {
@@ -67,7 +77,7 @@ fn check(path: &Path, text: &str) -> Vec<String> {
         }
     }
     for (number, line) in numbered(text) {
-        if ["/home/", "/work/", "/Users/"].iter().any(|place| mentions(line, place)) {
+        if places.iter().any(|place| mentions(line, place)) {
             findings.push(format!("{shown}:{number}: a path of one machine: {}", line.trim()));
         }
     }
@@ -82,6 +92,17 @@ fn too_long(path: &Path, text: &str) -> Option<String> {
 
 fn numbered(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines().enumerate().map(|(index, line)| (index + 1, line))
+}
+
+/// Where one machine keeps what is its own: people's folders, the checkout, and the folder below the root that the checkout
+/// is in, unless every system has that one.
+fn places(checkout: &Path) -> Vec<String> {
+    let mut places = HOMES.map(str::to_owned).to_vec();
+    places.push(format!("{}/", checkout.display()));
+    let top = checkout.components().nth(1).filter(|_| checkout.components().count() > 2);
+    let top = top.map(|folder| format!("/{}/", folder.as_os_str().display()));
+    places.extend(top.filter(|top| !SYSTEM.iter().any(|folder| *top == format!("/{folder}/"))));
+    places
 }
 
 /// As the start of an absolute path, not inside another path or a URL; this file's own list does not count.
@@ -118,11 +139,14 @@ mod tests {
     #[test]
     fn each_rule_finds_its_breach() {
         let path = Path::new("a.rs");
+        let places = places(Path::new(concat!("/ci", "/checkouts/weir")));
+        let check = |path: &Path, text: &str| check(path, text, &places);
         let unfinished = format!("//! x\n{}", concat!("todo", "!()"));
         for (text, expected) in [
             ("fn main() {}\n", "a.rs:1: no module documentation"),
             (unfinished.as_str(), "a.rs:2: unfinished"),
             (concat!("//! see /ho", "me/me/notes\n"), "a.rs:1: a path of one machine"),
+            (concat!("//! see /c", "i/notes\n"), "a.rs:1: a path of one machine"),
         ] {
             let findings = check(path, text);
             assert_eq!(findings.len(), 1, "{findings:?}");
@@ -133,6 +157,13 @@ mod tests {
         assert_eq!(too_long(path, &"x\n".repeat(LONG + 1)).as_deref(), Some("a.rs:500: 501 lines: split it, or argue"));
         let elsewhere = concat!("#![no_std]\n//! see https://a.b/ho", "me/x and {root}/ho", "me/y\n");
         assert_eq!(check(path, elsewhere), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_every_system_has_is_no_place_of_one_machine() {
+        assert_eq!(places(Path::new("/tmp/a/weir"))[HOMES.len()..], ["/tmp/a/weir/"]);
+        assert_eq!(places(Path::new("/weir"))[HOMES.len()..], ["/weir/"]);
+        assert_eq!(places(Path::new("/data/weir"))[HOMES.len()..], ["/data/weir/", "/data/"]);
     }
 
     #[test]
