@@ -1,0 +1,8 @@
+//! Each probe on the running kernel: real packets between network namespaces. Needs root and the built probes.
+
+mod filter;
+mod flood;
+mod life;
+mod tcp;
+mod udp;
+mod world;
