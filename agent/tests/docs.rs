@@ -95,6 +95,47 @@ fn every_page_is_in_the_book() {
 }
 
 #[test]
+fn every_link_leads_somewhere() {
+    let mut checked = 0;
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        let folder = document.parent().unwrap();
+        for link in links(&text) {
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            let (path, part) = link.split_once('#').map_or((link, None), |(path, part)| (path, Some(part)));
+            let target = if path.is_empty() { document.clone() } else { folder.join(path) };
+            assert!(target.exists(), "{}: {link} leads nowhere", document.display());
+            if let Some(part) = part {
+                let page = fs::read_to_string(&target).unwrap();
+                let known = page.lines().filter(|l| l.starts_with('#')).any(|heading| anchor(heading) == part);
+                assert!(known, "{}: there is no heading #{part} in {}", document.display(), target.display());
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 50, "{checked} links checked");
+}
+
+/// Targets of the links of a page, outside of blocks of code.
+fn links(text: &str) -> Vec<&str> {
+    let mut code = false;
+    let lines = text.lines().filter(move |line| {
+        code ^= line.starts_with("```");
+        !code
+    });
+    lines.flat_map(|line| line.split("](").skip(1).filter_map(|rest| rest.split([')', ' ']).next())).collect()
+}
+
+/// A heading as links name it.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = text.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
 fn every_command_is_one_and_what_needs_nothing_runs() {
     let mut checked = 0;
     let mut executed = 0;
