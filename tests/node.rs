@@ -11,8 +11,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+#[path = "node/documents.rs"]
+mod documents;
+#[path = "node/progress.rs"]
+mod progress;
+#[path = "node/recording.rs"]
+mod recording;
+
 use anyhow::{Context, Result, bail, ensure};
-use harness::apiserver::{ApiServer, Exec, Ran};
+use harness::apiserver::{ApiServer, Exec, Fault, Ran, Rule, Verb};
 use harness::fixture::{End, Protocol};
 use harness::tls::TlsServer;
 use harness::{DriveOptions, Enforcement, Fixture, Rehearsal, agent, fixture};
@@ -119,7 +126,23 @@ fn explain_on_a_node_adds_what_the_kernel_saw_and_which_edit_it_was() -> Result<
     let said = ask("table")?;
     let text = String::from_utf8(said.stdout)?;
     ensure!(said.status.code() == Some(0) && text.contains("the decision last changed at"), "{text}");
-    Ok(())
+    // Closed again, with the edit in the status as well.
+    let closed = rehearsal.fixture.states.first().context("a state that closes it")?.name.clone();
+    rehearsal.enter(&closed, Enforcement::Drop)?;
+    let begin = Instant::now();
+    loop {
+        let status = String::from_utf8(rehearsal.agent.command(&["status", "--all"])?.stdout)?;
+        let flat = status.replace("\n    ", " ");
+        if flat.lines().any(|line| line.contains("since NetworkPolicy my-namespace/") && line.contains(" ago")) {
+            ensure!(status.lines().all(|line| line.chars().count() <= 100), "wider than 100 columns:\n{status}");
+            let json: Value = serde_json::from_slice(&ask("json")?.stdout)?;
+            let edit = &json["targets"][0]["observed"][0]["since_edit"];
+            ensure!(json["verdict"] == "denied" && edit["at_unix_ns"].is_i64(), "{edit:#}");
+            return Ok(());
+        }
+        ensure!(begin.elapsed() < PATIENCE, "the status names no edit:\n{status}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 #[test]
@@ -296,6 +319,46 @@ fn the_kubectl_plugin_finds_the_agent_on_the_pods_node() -> Result<()> {
     let (code, said) = run("shop/cart")?;
     // This server runs nothing in pods, and says so: the right one was asked.
     ensure!(code == Some(2) && said.contains("cannot run weir in weir-system/weir-b on node node-b"), "{said}");
+    let exec = || Rule::all(Fault::Status(403, None)).of("pods/exec").on(Verb::Get);
+    server.run_with(|_| Ran::default());
+    for (rule, what, next) in [
+        (
+            exec(),
+            "cannot run weir in weir-system/weir-b on node node-b",
+            "kubectl auth can-i get pods/exec -n weir-system",
+        ),
+        (
+            Rule::all(Fault::Status(403, None)).of("pods").on(Verb::Get),
+            "cannot read pod shop/cart",
+            "can-i get pods -n shop",
+        ),
+        (
+            Rule::all(Fault::Status(403, None)).of("pods").on(Verb::List),
+            "cannot find the agent's pod",
+            "can-i list pods",
+        ),
+        (
+            Rule::all(Fault::Status(401, None)).of("pods").on(Verb::Get),
+            "cannot read pod shop/cart",
+            "kubectl auth whoami",
+        ),
+    ] {
+        server.fault(rule);
+        let (code, said) = run("shop/cart")?;
+        ensure!(code == Some(2) && said.contains(what) && said.contains(next) && said.lines().count() == 1, "{said}");
+        server.clear_faults();
+    }
+    let (code, said) = run("shop/cart")?;
+    ensure!(code == Some(0), "{said}");
+    // A workload stands for its pods.
+    let mut owned = pod("shop", "web-5d8f9c-x2x7k", "node-b", "web");
+    owned["metadata"]["ownerReferences"] = serde_json::json!([
+        {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5d8f9c", "uid": "1", "controller": true},
+    ]);
+    owned["metadata"]["labels"]["pod-template-hash"] = "5d8f9c".into();
+    server.try_apply(owned)?;
+    let (code, said) = run("shop/web")?;
+    ensure!(code == Some(0), "{said}");
     let asked = server.requests();
     ensure!(asked.iter().any(|r| r.contains("fieldSelector=spec.nodeName%3Dnode-b&labelSelector=")), "{asked:#?}");
     Ok(())

@@ -135,7 +135,10 @@ fn page(document: &Document, all: bool) -> String {
         page.styled(0, "Weakened:", Page::YELLOW, &format!("{broken} not read; a policy in it could change this"));
     }
     if required.closed.is_empty() {
-        page.line(0, "No required flow closes.");
+        page.line(
+            0,
+            "No required flow closes. Next: kubectl apply -f FILE; then weir status shows what the kernel sees.",
+        );
     } else {
         page.line(0, "Next: weir check on the new manifests says why, weir fix proposes what to add.");
     }

@@ -377,6 +377,11 @@ impl Inner {
     }
 
     /// The faults that hit the request.
+    /// What goes wrong with a request for a subresource.
+    fn fault_of(&self, plural: &str, verb: Verb) -> Option<Fault> {
+        lock(&self.rules).iter().find(|rule| rule.hits(plural, verb)).map(|rule| rule.fault.clone())
+    }
+
     fn faults(&self, asked: &Asked) -> Vec<Fault> {
         let mut hits = Vec::new();
         lock(&self.rules).retain_mut(|rule| {

@@ -43,6 +43,10 @@ pub(super) async fn answer(inner: Arc<Inner>, request: Request<Incoming>) -> Res
     let (parts, body) = request.into_parts();
     if let (Some(exec), Some(runner)) = (Exec::read(&parts), inner.runner()) {
         inner.log(&parts);
+        if let Some(Fault::Status(code, _)) = inner.fault_of("pods/exec", Verb::Get) {
+            let body = Refusal::new(code, "a fault of the test").1;
+            return respond(&inner, ("pods/exec".to_owned(), Verb::Get), code, &body, &[]);
+        }
         return exec.open(&inner, runner, Request::from_parts(parts, body));
     }
     let Some(asked) = Asked::read(&parts) else {

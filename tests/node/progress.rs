@@ -1,0 +1,41 @@
+//! What takes long shows on a terminal how far it is, and leaves nothing of it behind.
+
+use super::*;
+
+#[test]
+fn what_takes_long_shows_how_far_it_is() -> Result<()> {
+    if Command::new("tmux").arg("-V").output().is_err() {
+        println!("SKIPPED: tmux is not installed");
+        return Ok(());
+    }
+    let rehearsal = begin()?;
+    let (binary, socket) = (agent::binary()?, rehearsal.agent.socket());
+    let (binary, socket) = (text(&binary)?, text(&socket)?);
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("recording");
+    let file = text(&file)?;
+    // Long enough that its replay takes seconds.
+    let said = rehearsal.agent.command(&["record", file, "--for", "1s"])?;
+    ensure!(said.status.success(), "{said:?}");
+    let mut recording = fs::read_to_string(file)?;
+    let last = recording.lines().last().context("an empty recording")?;
+    let at: u64 = serde_json::from_str::<Value>(last)?[0].as_u64().context("a line without its time")?;
+    for n in 0..400_000_u64 {
+        recording += &format!("[{},{{\"input\":\"timeout\"}}]\n", at + n * 1_000_000);
+    }
+    fs::write(file, recording)?;
+    let cases = [
+        (format!("{binary} record {file}.more --socket {socket} --for 6s"), "of 6 s"),
+        (format!("{binary} replay {file} > {file}.out"), " left"),
+        (format!("{binary} probe my-namespace/httpbin --socket {socket} --timeout 1s > {file}.out"), " of "),
+    ];
+    for (command, shown) in cases {
+        let terminal = Terminal::open()?;
+        terminal.keys(&["PS1='$ '; clear", "Enter"])?;
+        terminal.keys(&[&format!("{command}; echo ended $?"), "Enter"])?;
+        terminal.until(shown, |screen| screen.lines().any(|line| line.contains('█') && line.contains(shown)))?;
+        let screen = terminal.until("its end", |screen| screen.lines().any(|line| line.starts_with("ended ")))?;
+        ensure!(!screen.contains('█'), "the bar is still there:\n{screen}");
+    }
+    Ok(())
+}
