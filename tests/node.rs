@@ -198,6 +198,13 @@ fn probe_opens_what_a_pod_needs_from_inside_its_network_namespace() -> Result<()
         ensure!(code == Some(i32::from(!right)), "{code:?} {json:#}");
     }
     rehearsal.mesh.listen(&istiod, Protocol::Tcp, 15012)?;
+    // Never more of them in a second than allowed.
+    let begin = Instant::now();
+    let (_, json) = probe(&["--rate", "2"])?;
+    let opened = json["results"].as_array().context("no results")?.len();
+    ensure!(opened > 1, "{json:#}");
+    let least = Duration::from_millis(500) * u32::try_from(opened - 1)?;
+    ensure!(begin.elapsed() >= least, "{opened} connections in {:?}", begin.elapsed());
     // The agent saw these as attempts of the pod.
     let begin = Instant::now();
     loop {

@@ -1,8 +1,8 @@
 //! The documents say what is so: the generated references are current, every command in them is one, and those that need
 //! neither a cluster nor an agent nor root run.
 //!
-//! A block of commands begins with ` ```sh `. Alone, it is executed; followed by `cluster`, `agent`, `root` or `build` it is only
-//! held against the command line.
+//! A block of commands begins with ` ```sh `. Alone, it is executed; followed by `cluster`, `agent`, `root` or `build` it is held
+//! against the command line here, and what is weir's in it runs beside an agent in the test `node`.
 
 mod common;
 
