@@ -66,7 +66,7 @@ fn bench() -> Result<bool> {
         ROUNDS,
         load.split(' ').next().unwrap_or("?")
     );
-    println!("{:34} {:>9} {:>9}", "weir", "median", "slowest");
+    println!("{:50} {:>9} {:>9}", "weir", "median", "slowest");
     let mut met = true;
     for arguments in commands {
         let name: Vec<&str> = arguments.iter().map(|a| if a.starts_with('/') { "…" } else { a }).collect();
@@ -89,7 +89,7 @@ fn tell(name: &str, mut once: impl FnMut() -> Result<Duration>) -> Result<bool> 
     let (median, slowest) = (all[ROUNDS / 2], all[ROUNDS - 1]);
     let ms = |d: Duration| format!("{:.1} ms", d.as_secs_f64() * 1e3);
     let missed = if median > AIM { "  MISSED" } else { "" };
-    println!("{name:34} {:>9} {:>9}{missed}", ms(median), ms(slowest));
+    println!("{name:50} {:>9} {:>9}{missed}", ms(median), ms(slowest));
     Ok(median <= AIM)
 }
 

@@ -56,6 +56,8 @@ fn what_takes_long_shows_how_far_it_is() -> Result<()> {
     for (command, shown) in cases {
         let terminal = Terminal::open()?;
         terminal.keys(&["PS1='$ '; clear", "Enter"])?;
+        // Typed ahead, the bar would begin behind the prompt.
+        terminal.until("a prompt", |screen| screen.trim() == "$")?;
         terminal.keys(&[&format!("{command}; echo ended $?"), "Enter"])?;
         terminal.until(shown, |screen| screen.lines().any(|line| !line.contains("ended") && line.contains(shown)))?;
         let screen = terminal.until("its end", |screen| screen.lines().any(|line| line.starts_with("ended ")))?;

@@ -186,7 +186,7 @@ mod tests {
     fn a_cluster_that_is_told_what_another_knows_knows_the_same() {
         let mut objects = 0;
         for folder in fixtures() {
-            let read = manifests::load(&[folder.clone()]).unwrap();
+            let read = manifests::load(std::slice::from_ref(&folder)).unwrap();
             let mut cluster = Cluster::default();
             for object in read.objects {
                 cluster.apply(object.object, object.origin);
