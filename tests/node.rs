@@ -4,13 +4,24 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+#[path = "node/documents.rs"]
+mod documents;
+#[path = "node/progress.rs"]
+mod progress;
+#[path = "node/recording.rs"]
+mod recording;
+
 use anyhow::{Context, Result, bail, ensure};
-use harness::apiserver::ApiServer;
+use harness::apiserver::{ApiServer, Exec, Fault, Ran, Rule, Verb};
+use harness::fixture::{End, Protocol};
+use harness::tls::TlsServer;
 use harness::{DriveOptions, Enforcement, Fixture, Rehearsal, agent, fixture};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -79,6 +90,25 @@ fn explain_on_a_node_adds_what_the_kernel_saw_and_which_edit_it_was() -> Result<
         ensure!(text.contains(part), "{part} is missing:\n{text}");
     }
     ensure!(text.lines().all(|line| line.chars().count() <= 100), "wider than 100 columns:\n{text}");
+    ensure!(text.contains("newest attempts:"), "{text}");
+    // Nobody needs the way back, and what was tried there is remembered all the same.
+    let begin = Instant::now();
+    loop {
+        let (from, to) = ("istio-system/istiod", "my-namespace/httpbin");
+        let source = rehearsal.mesh.namespace(&End::Pod(pod_of(&rehearsal, "istio-system", "istiod")?))?;
+        let target = rehearsal.mesh.addresses(&End::Pod(pod_of(&rehearsal, "my-namespace", "httpbin")?))?[0];
+        let connect = || TcpStream::connect_timeout(&(target, 15012).into(), Duration::from_millis(500)).is_ok();
+        let open = source.run(|| Ok(connect()))?;
+        let said = rehearsal.agent.command(&["explain", from, to, "15012", "--output", "json"])?;
+        let json: Value = serde_json::from_slice(&said.stdout)?;
+        let attempts = json["targets"][0]["attempts"].as_array().cloned().unwrap_or_default();
+        ensure!(json["targets"][0]["required"] == serde_json::json!([]), "{json:#}");
+        if attempts.iter().any(|a| a["dialled"]["destination"] == target.to_string()) {
+            ensure!(!open, "nobody listens there");
+            break;
+        }
+        ensure!(begin.elapsed() < PATIENCE, "nothing is remembered: {json:#}");
+    }
     // Opened and closed again while the agent looks on: now it knows the edit.
     let open = rehearsal.fixture.states.last().context("a state that opens it")?.name.clone();
     rehearsal.enter(&open, Enforcement::Drop)?;
@@ -96,7 +126,23 @@ fn explain_on_a_node_adds_what_the_kernel_saw_and_which_edit_it_was() -> Result<
     let said = ask("table")?;
     let text = String::from_utf8(said.stdout)?;
     ensure!(said.status.code() == Some(0) && text.contains("the decision last changed at"), "{text}");
-    Ok(())
+    // Closed again, with the edit in the status as well.
+    let closed = rehearsal.fixture.states.first().context("a state that closes it")?.name.clone();
+    rehearsal.enter(&closed, Enforcement::Drop)?;
+    let begin = Instant::now();
+    loop {
+        let status = String::from_utf8(rehearsal.agent.command(&["status", "--all"])?.stdout)?;
+        let flat = status.replace("\n    ", " ");
+        if flat.lines().any(|line| line.contains("since NetworkPolicy my-namespace/") && line.contains(" ago")) {
+            ensure!(status.lines().all(|line| line.chars().count() <= 100), "wider than 100 columns:\n{status}");
+            let json: Value = serde_json::from_slice(&ask("json")?.stdout)?;
+            let edit = &json["targets"][0]["observed"][0]["since_edit"];
+            ensure!(json["verdict"] == "denied" && edit["at_unix_ns"].is_i64(), "{edit:#}");
+            return Ok(());
+        }
+        ensure!(begin.elapsed() < PATIENCE, "the status names no edit:\n{status}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 #[test]
@@ -118,6 +164,11 @@ fn probe_opens_what_a_pod_needs_from_inside_its_network_namespace() -> Result<()
     let xds = of(&json, "sidecar-xds");
     ensure!(xds.len() == 1 && xds[0]["answered"]["reached"] == "timed-out", "{json:#}");
     ensure!(xds[0]["policies"] == serde_json::json!(["my-namespace/default-deny"]), "{xds:#?}");
+    // As the pod would: at the Service's address, while policies see the pod's port.
+    let dialled: SocketAddr = xds[0]["to"].as_str().context("no address")?.parse()?;
+    let service = rehearsal.mesh.cluster.service("istio-system/istiod").context("no Service")?;
+    let cluster_ip = service.spec.as_ref().and_then(|s| s.cluster_ip.as_deref()).context("no address of it")?;
+    ensure!(xds[0]["service"] == "istio-system/istiod" && dialled.ip().to_string() == cluster_ip, "{xds:#?}");
     let dns = of(&json, "sidecar-dns");
     ensure!(!dns.is_empty() && dns.iter().all(|r| r["answered"]["reached"] == "timed-out"), "{dns:#?}");
     let open = rehearsal.fixture.states.last().context("a state that opens it")?.name.clone();
@@ -135,6 +186,25 @@ fn probe_opens_what_a_pod_needs_from_inside_its_network_namespace() -> Result<()
         }
         ensure!(begin.elapsed() < PATIENCE, "not all can be reached: {json:#}");
     }
+    // Whom the certificate is for is told apart from whether the port can be reached.
+    let istiod = End::Pod(xds[0]["destination"].as_str().context("no destination")?.to_owned());
+    rehearsal.mesh.stop_listening(&istiod, Protocol::Tcp, 15012)?;
+    for (name, right) in [("istiod.istio-system.svc", true), ("istiod.somewhere-else.svc", false)] {
+        let _server = TlsServer::start(rehearsal.mesh.namespace(&istiod)?, 15012, &[name])?;
+        let (code, json) = probe(&["sidecar-xds"])?;
+        let answered = &of(&json, "sidecar-xds")[0]["answered"];
+        ensure!(answered["reached"] == "established" && answered["right"] == right, "{json:#}");
+        ensure!(answered["said"].as_str().is_some_and(|s| s.contains("istiod.istio-system.svc")), "{json:#}");
+        ensure!(code == Some(i32::from(!right)), "{code:?} {json:#}");
+    }
+    rehearsal.mesh.listen(&istiod, Protocol::Tcp, 15012)?;
+    // Never more of them in a second than allowed.
+    let begin = Instant::now();
+    let (_, json) = probe(&["--rate", "2"])?;
+    let opened = json["results"].as_array().context("no results")?.len();
+    ensure!(opened > 1, "{json:#}");
+    let least = Duration::from_millis(500) * u32::try_from(opened - 1)?;
+    ensure!(begin.elapsed() >= least, "{opened} connections in {:?}", begin.elapsed());
     // The agent saw these as attempts of the pod.
     let begin = Instant::now();
     loop {
@@ -256,8 +326,132 @@ fn the_kubectl_plugin_finds_the_agent_on_the_pods_node() -> Result<()> {
     let (code, said) = run("shop/cart")?;
     // This server runs nothing in pods, and says so: the right one was asked.
     ensure!(code == Some(2) && said.contains("cannot run weir in weir-system/weir-b on node node-b"), "{said}");
+    let exec = || Rule::all(Fault::Status(403, None)).of("pods/exec").on(Verb::Get);
+    server.run_with(|_| Ran::default());
+    for (rule, what, next) in [
+        (
+            exec(),
+            "cannot run weir in weir-system/weir-b on node node-b",
+            "kubectl auth can-i get pods/exec -n weir-system",
+        ),
+        (
+            Rule::all(Fault::Status(403, None)).of("pods").on(Verb::Get),
+            "cannot read pod shop/cart",
+            "can-i get pods -n shop",
+        ),
+        (
+            Rule::all(Fault::Status(403, None)).of("pods").on(Verb::List),
+            "cannot find the agent's pod",
+            "can-i list pods",
+        ),
+        (
+            Rule::all(Fault::Status(401, None)).of("pods").on(Verb::Get),
+            "cannot read pod shop/cart",
+            "kubectl auth whoami",
+        ),
+    ] {
+        server.fault(rule);
+        let (code, said) = run("shop/cart")?;
+        ensure!(code == Some(2) && said.contains(what) && said.contains(next) && said.lines().count() == 1, "{said}");
+        server.clear_faults();
+    }
+    let (code, said) = run("shop/cart")?;
+    ensure!(code == Some(0), "{said}");
+    // A workload stands for its pods.
+    let mut owned = pod("shop", "web-5d8f9c-x2x7k", "node-b", "web");
+    owned["metadata"]["ownerReferences"] = serde_json::json!([
+        {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5d8f9c", "uid": "1", "controller": true},
+    ]);
+    owned["metadata"]["labels"]["pod-template-hash"] = "5d8f9c".into();
+    server.try_apply(owned)?;
+    let (code, said) = run("shop/web")?;
+    ensure!(code == Some(0), "{said}");
     let asked = server.requests();
     ensure!(asked.iter().any(|r| r.contains("fieldSelector=spec.nodeName%3Dnode-b&labelSelector=")), "{asked:#?}");
+    Ok(())
+}
+
+#[test]
+fn the_kubectl_plugin_gives_back_what_the_command_says_and_how_it_ends() -> Result<()> {
+    let runtime = Runtime::new()?;
+    let server = runtime.block_on(ApiServer::start())?;
+    let pod = |namespace: &str, name: &str, app: &str| {
+        serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": namespace, "name": name, "labels": {"app.kubernetes.io/name": app}},
+            "spec": {"nodeName": "node-a", "containers": [{"name": "weir", "image": "weir"}]},
+            "status": {"phase": "Running"},
+        })
+    };
+    server.try_apply(pod("shop", "cart", "cart"))?;
+    server.try_apply(pod("weir-system", "weir-a", "weir"))?;
+    // The pod's command is the real one, here without a pod around it.
+    let binary = agent::binary()?;
+    server.run_with(move |exec: &Exec| {
+        assert_eq!((&*exec.namespace, &*exec.pod, &*exec.container), ("weir-system", "weir-a", "weir"));
+        assert_eq!(exec.command[0], "weir");
+        if exec.command[1] == "run" {
+            return Ran { code: 137, ..Ran::default() };
+        }
+        let said = Command::new(&binary).args(&exec.command[1..]).output().expect("weir runs");
+        Ran { stdout: said.stdout, stderr: said.stderr, code: said.status.code().unwrap_or(-1) }
+    });
+    let folder = tempfile::tempdir()?;
+    let kubeconfig = folder.path().join("kubeconfig");
+    server.write_kubeconfig(&kubeconfig, None, None)?;
+    let plugin = folder.path().join("kubectl-weir");
+    std::os::unix::fs::symlink(agent::binary()?, &plugin)?;
+    let scenario = fixture::fixtures_dir().join(SCENARIO);
+    let before = scenario.join("policies-before.yaml");
+    let cluster = scenario.join("cluster.yaml");
+    let check = ["check", "-f", text(&before)?, "--cluster", text(&cluster)?, "--output", "json"];
+    let commands: [(&[&str], i32); 4] =
+        [(&["flows", "--output", "json"], 0), (&check, 1), (&["status", "--socket", "/nowhere"], 2), (&["run"], 2)];
+    for (command, code) in commands {
+        let there =
+            Command::new(&plugin).arg("--kubeconfig").arg(&kubeconfig).arg("shop/cart").args(command).output()?;
+        ensure!(there.status.code() == Some(code), "{command:?}: {:?}", there);
+        if command == ["run"] {
+            continue;
+        }
+        let here = Command::new(agent::binary()?).args(command).output()?;
+        ensure!(here.status.code() == Some(code), "{command:?}: {:?}", here.status);
+        ensure!(there.stdout == here.stdout, "{command:?}: {}", String::from_utf8_lossy(&there.stdout));
+        ensure!(there.stderr == here.stderr, "{command:?}: {}", String::from_utf8_lossy(&there.stderr));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_panic_leaves_the_terminal_as_it_was() -> Result<()> {
+    if Command::new("tmux").arg("-V").output().is_err() {
+        println!("SKIPPED: tmux is not installed");
+        return Ok(());
+    }
+    let rehearsal = begin()?;
+    let (binary, socket) = (agent::binary()?, rehearsal.agent.socket());
+    let (binary, socket) = (text(&binary)?, text(&socket)?);
+    let terminal = Terminal::open()?;
+    terminal.keys(&[&format!("WEIR_TEST_PANIC=1 {binary} top --socket {socket}; stty -a; echo ended $?"), "Enter"])?;
+    let screen = terminal.until("the message and a prompt", |screen| screen.contains("ended 0"))?;
+    ensure!(terminal.format("#{alternate_on} #{cursor_flag}")? == "0 1", "the terminal is not as it was:\n{screen}");
+    let words: BTreeSet<&str> = screen.split_whitespace().map(|w| w.trim_end_matches(';')).collect();
+    ensure!(words.contains("echo") && words.contains("icanon"), "what is typed stays unseen:\n{screen}");
+    if cfg!(debug_assertions) {
+        ensure!(screen.contains("WEIR_TEST_PANIC is set"), "it did not panic:\n{screen}");
+    }
+    // Attempts in 100 columns.
+    terminal.keys(&["clear", "Enter"])?;
+    terminal.keys(&[&format!("{binary} watch --socket {socket} --flow sidecar-xds"), "Enter"])?;
+    let drive = || rehearsal.mesh.drive(std::slice::from_ref(rehearsal.flow(FLOW)?), &DriveOptions::default());
+    let screen = terminal.until("an attempt", |screen| {
+        screen.contains("policies") && screen.contains("dropped") || {
+            drive().expect("the flow can be driven");
+            false
+        }
+    })?;
+    let lines = || screen.lines().filter(|line| line.contains("my-namespace/httpbin →"));
+    ensure!(lines().count() > 0 && screen.lines().any(|line| line.starts_with("    ")), "not wrapped:\n{screen}");
     Ok(())
 }
 
@@ -268,7 +462,9 @@ struct Terminal {
 
 impl Terminal {
     fn open() -> Result<Self> {
-        let this = Self { name: format!("weir-test-{}", std::process::id()) };
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let this = Self { name: format!("weir-test-{}-{number}", std::process::id()) };
         this.tmux(&["new-session", "-d", "-x", "100", "-y", "40", "sh"])?;
         Ok(this)
     }
@@ -415,6 +611,13 @@ fn programs_of(pid: u32) -> Result<BTreeSet<u32>> {
 /// Ids of all BPF programs that the kernel has loaded.
 fn loaded() -> Result<BTreeSet<u32>> {
     aya::programs::loaded_programs().map(|program| Ok(program?.id())).collect()
+}
+
+/// A pod by the beginning of its name.
+fn pod_of(rehearsal: &Rehearsal, namespace: &str, name: &str) -> Result<String> {
+    let keys = rehearsal.mesh.cluster.pods.iter().map(|pod| harness::objects::key_of(&pod.metadata));
+    let found = keys.into_iter().find(|key| key.starts_with(&format!("{namespace}/{name}")));
+    found.with_context(|| format!("there is no pod {namespace}/{name}…"))
 }
 
 fn begin() -> Result<Rehearsal> {

@@ -134,6 +134,15 @@ impl Identity {
         }
     }
 
+    /// Every answer of a lookup that is remembered, with its time, oldest first.
+    #[must_use]
+    pub fn answers(&self) -> Vec<(Time, IpAddr, bool)> {
+        let mut all: Vec<_> =
+            self.answers.iter().flatten().map(|(address, answer)| (answer.at, *address, answer.somebody)).collect();
+        all.sort_unstable();
+        all
+    }
+
     /// When a lookup last told who has the address; none where it was never looked up.
     #[must_use]
     pub fn answered_at(&self, address: IpAddr) -> Option<Time> {

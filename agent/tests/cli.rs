@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use common::{busy, empty, pair, serve, workload};
+use common::{busy, empty, objects, pair, serve, workload};
 use snapbox::cmd::{Command, cargo_bin};
 use snapbox::{Data, assert_data_eq, file};
 use tokio::runtime::Runtime;
@@ -487,4 +487,30 @@ fn a_reader_who_leaves_early_is_no_failure() {
     let mut text = String::new();
     child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
     assert_eq!((child.wait().unwrap().code(), text.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn probing_from_more_than_ten_pods_is_asked_for_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cluster.json");
+    for (pods, asks) in [(10, false), (11, true)] {
+        let mut all = objects("shop", "cart");
+        let is_cart = |o: &&serde_json::Value| o["kind"] == "Pod" && o["metadata"]["namespace"] == "shop";
+        let cart = all.iter().find(is_cart).cloned().unwrap();
+        for n in 1..pods {
+            let mut pod = cart.clone();
+            // Documentation's own addresses: no pod of this machine.
+            let address = format!("192.0.2.{n}");
+            pod["metadata"]["name"] = format!("cart-1-{n}").into();
+            pod["status"] = serde_json::json!({"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]});
+            all.push(pod);
+        }
+        let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": all});
+        std::fs::write(&file, list.to_string()).unwrap();
+        // Nobody is there to answer.
+        let output = run(&["probe", "-f", file.to_str().unwrap(), "--timeout", "1s"]);
+        let text = stderr(&output);
+        assert_eq!(text.contains("from 11 pods; name one, or say --yes"), asks, "{pods}: {text}");
+        assert_eq!(output.status.code(), Some(2), "nothing was opened: {text}{}", stdout(&output));
+    }
 }

@@ -1,8 +1,8 @@
 //! The documents say what is so: the generated references are current, every command in them is one, and those that need
 //! neither a cluster nor an agent nor root run.
 //!
-//! A block of commands begins with ` ```sh `. Alone, it is executed; followed by `cluster`, `agent`, `root` or `build` it is only
-//! held against the command line.
+//! A block of commands begins with ` ```sh `. Alone, it is executed; followed by `cluster`, `agent`, `root` or `build` it is held
+//! against the command line here, and what is weir's in it runs beside an agent in the test `node`.
 
 mod common;
 
@@ -106,6 +106,47 @@ fn every_page_is_in_the_book() {
     }
     let links = summary.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
     links.for_each(|link| assert!(docs().join(link).is_file(), "{link} is in SUMMARY.md and is no page"));
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut checked = 0;
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        let folder = document.parent().unwrap();
+        for link in links(&text) {
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            let (path, part) = link.split_once('#').map_or((link, None), |(path, part)| (path, Some(part)));
+            let target = if path.is_empty() { document.clone() } else { folder.join(path) };
+            assert!(target.exists(), "{}: {link} leads nowhere", document.display());
+            if let Some(part) = part {
+                let page = fs::read_to_string(&target).unwrap();
+                let known = page.lines().filter(|l| l.starts_with('#')).any(|heading| anchor(heading) == part);
+                assert!(known, "{}: there is no heading #{part} in {}", document.display(), target.display());
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 50, "{checked} links checked");
+}
+
+/// Targets of the links of a page, outside of blocks of code.
+fn links(text: &str) -> Vec<&str> {
+    let mut code = false;
+    let lines = text.lines().filter(move |line| {
+        code ^= line.starts_with("```");
+        !code
+    });
+    lines.flat_map(|line| line.split("](").skip(1).filter_map(|rest| rest.split([')', ' ']).next())).collect()
+}
+
+/// A heading as links name it.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = text.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
 #[test]

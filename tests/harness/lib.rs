@@ -22,6 +22,7 @@ pub mod objects;
 pub mod outcome;
 pub mod rehearsal;
 pub mod servers;
+pub mod tls;
 pub mod topology;
 
 pub use agent::{Agent, AgentOptions};

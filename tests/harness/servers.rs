@@ -175,7 +175,7 @@ impl Drop for Servers {
 }
 
 /// A socket of both families that listens in the calling thread's namespace.
-fn listening(port: u16, backlog: i32) -> Result<std::net::TcpListener> {
+pub(crate) fn listening(port: u16, backlog: i32) -> Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
     socket.set_only_v6(false)?;
     socket.set_reuse_address(true)?;

@@ -22,6 +22,8 @@ enum What {
     /// Each probe against an empty one on the same hook, connections and throughput with and without the probes, the agent
     /// under load and beside a flood.
     Probes,
+    /// How long status, explain, doctor, watch, flows and check take on a cluster of about 100 pods, beside a running agent.
+    Commands,
     /// What following a cluster of 50,000 pods and 2,000 policies costs an agent; needs no root.
     Cluster,
     /// What one agent asks of the API server, and what that makes for 100, 1,000 and 5,000 nodes; needs no root.
@@ -34,6 +36,7 @@ impl Bench {
         match self.what {
             What::Policies => policies(),
             What::Probes => probes(),
+            What::Commands => commands(),
             What::Cluster => example("cluster-scale"),
             What::ApiLoad => example("api-load"),
         }
@@ -51,6 +54,17 @@ fn policies() -> Result<ExitCode> {
 fn example(name: &str) -> Result<ExitCode> {
     let mut cargo = tools::cargo();
     cargo.args(["run", "--quiet", "--release", "--package", "weir-tests", "--example", name]);
+    let status = cargo.status().context("cannot start cargo")?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2)))
+}
+
+fn commands() -> Result<ExitCode> {
+    let object = build_ebpf::build()?;
+    // As it is released: that is what is timed. What times it need not be.
+    tools::run(tools::cargo().args(["build", "--quiet", "--release", "--package", "weir", "--bin", "weir"]))?;
+    let mut cargo = tools::cargo();
+    cargo.args(["run", "--quiet", "--package", "weir-tests", "--features", "root", "--example", "commands"]);
+    cargo.env("WEIR_EBPF_OBJECT", object).env("WEIR_AGENT", tools::target().join("release/weir"));
     let status = cargo.status().context("cannot start cargo")?;
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2)))
 }

@@ -1,6 +1,7 @@
 //! Development tasks: what cargo cannot do. One file per subcommand; `Task` below is the whole table.
 
 mod bench;
+mod book;
 mod build_ebpf;
 mod conformance;
 mod demo;
@@ -44,6 +45,8 @@ enum Task {
     Bench(bench::Bench),
     /// Run the probe tests on other kernels, in guests under software emulation (Debian's kernels; as root).
     VmTest(vm_test::VmTest),
+    /// Build the book from docs/ into target/book.
+    Book(book::Book),
     /// Check the house rules that no other tool checks.
     Tidy(tidy::Tidy),
 }
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Task::Fuzz(task) => task.run(),
         Task::Bench(task) => task.run(),
         Task::VmTest(task) => task.run(),
+        Task::Book(task) => task.run(),
         Task::Tidy(task) => task.run(),
     };
     outcome.unwrap_or_else(|error| {

@@ -44,7 +44,7 @@ enum How {
     Unpacked(&'static str, &'static [&'static str]),
 }
 
-const NEEDS: [Need; 10] = [
+const NEEDS: [Need; 11] = [
     Need { name: "C compiler", why: "linking", found: || program("cc"), how: How::Packages(&["build-essential"]) },
     Need {
         name: "probe compiler",
@@ -60,6 +60,7 @@ const NEEDS: [Need; 10] = [
     },
     Need { name: "nft", why: "end-to-end tests", found: || program("nft"), how: How::Packages(&["nftables"]) },
     Need { name: "ip", why: "end-to-end tests", found: || program("ip"), how: How::Packages(&["iproute2"]) },
+    Need { name: "tmux", why: "screens of the command line", found: || program("tmux"), how: How::Packages(&["tmux"]) },
     Need {
         name: "iptables",
         why: "the matrix's drops by iptables-legacy and iptables-nft",

@@ -4,6 +4,7 @@
 //! follow without scanning. Order of application never matters.
 
 pub mod admin;
+mod export;
 mod injection;
 mod intern;
 pub mod labels;

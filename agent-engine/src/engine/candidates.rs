@@ -88,6 +88,11 @@ impl Candidates {
         self.policies.as_deref()
     }
 
+    /// All candidates, by source.
+    pub fn sources(&self) -> impl Iterator<Item = (&str, &[Candidate])> {
+        self.sources.iter().map(|(source, all)| (&**source, all.as_slice()))
+    }
+
     /// Takes over all candidates of one source; says whether that is news.
     pub fn set(&mut self, cluster: &Cluster, profile: Profile, source: &str, candidates: Vec<Candidate>) -> bool {
         if self.sources.get(source).map_or(&[][..], Vec::as_slice) == candidates {

@@ -314,6 +314,17 @@ impl Engine {
         self.recent.iter()
     }
 
+    /// All initial objects are in.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// The candidates, by where each came from.
+    pub fn candidate_sources(&self) -> impl Iterator<Item = (&str, &[Candidate])> {
+        self.candidates.sources()
+    }
+
     /// The settings it was made with.
     #[must_use]
     pub fn settings(&self) -> &Settings {

@@ -11,7 +11,7 @@ use weir_engine::check::{self, Options};
 use weir_engine::requirement::Severity;
 
 use super::manifests::Source;
-use super::{Exit, out};
+use super::{Exit, out, progress};
 use crate::report::{Checked, Conclusion, junit, markdown, sarif, table};
 
 /// Judge manifests before they are applied
@@ -115,7 +115,9 @@ impl Check {
         let mut loaded = source.load()?;
         connections::observe(&connections, &mut loaded.model)?;
         let options = Options { profile: source.reading.engine, mutate, ..Options::default() };
+        let bar = progress::working("judging what the mesh needs");
         let report = check::check(&loaded.model, &options);
+        bar.finish_and_clear();
         let checked = Checked::new(report, loaded.inputs, fail_on.into(), strict);
         match output {
             Format::Table => {

@@ -9,7 +9,7 @@ use weir_engine::policy::diff::{WorkloadDifference, by_workload, diff};
 
 use super::manifests::{Reading, read};
 use super::out::{self, Output};
-use super::{Exit, manifests};
+use super::{Exit, manifests, progress};
 use crate::report::table::Page;
 use crate::report::{Inputs, words};
 
@@ -76,9 +76,11 @@ impl Diff {
         };
         let (before, after) = (model(old)?, model(new)?);
         let options = Options { profile: reading.engine, ..Options::default() };
+        let bar = progress::working("judging both");
         let required = compare(&check(&before, &options), &check(&after, &options));
         let differences = diff((&before.cluster, &before.policies), (&after.cluster, &after.policies));
         let workloads = by_workload(&after.cluster, &differences);
+        bar.finish_and_clear();
         let document = Document { version: 1, required, workloads, inputs };
         match output {
             Output::Table => out::print(&page(&document, all))?,
@@ -135,7 +137,10 @@ fn page(document: &Document, all: bool) -> String {
         page.styled(0, "Weakened:", Page::YELLOW, &format!("{broken} not read; a policy in it could change this"));
     }
     if required.closed.is_empty() {
-        page.line(0, "No required flow closes.");
+        page.line(
+            0,
+            "No required flow closes. Next: kubectl apply -f FILE; then weir status shows what the kernel sees.",
+        );
     } else {
         page.line(0, "Next: weir check on the new manifests says why, weir fix proposes what to add.");
     }

@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 use weir_engine::check::{Repair, repair};
 
 use super::manifests::Source;
-use super::{Exit, out};
+use super::{Exit, out, progress};
 use crate::outputs::text::clean;
 use crate::report::patches;
 use crate::report::words::{self, count};
@@ -59,9 +59,11 @@ impl Fix {
         if let Some(unknown) = flow.iter().find(|id| catalogue.flow(id).is_none()) {
             bail!("there is no flow {unknown:?}; `weir flows` lists them");
         }
+        let bar = progress::working("making and trying out policies");
         let repair = repair(&mut loaded.model, |pair| {
             flow.is_empty() || flow.iter().any(|id| **id == *pair.requirement.id || **id == *pair.requirement.code)
         });
+        bar.finish_and_clear();
         match output {
             Format::Yaml => out::print(&patches::yaml(&repair.policies)?)?,
             Format::Json => out::json(&repair)?,

@@ -10,7 +10,7 @@ use weir_engine::requirement::{Catalogue, PortSource, Requirement, Role};
 use super::Exit;
 use super::manifests::own_flows;
 use super::out;
-use super::table::{Cell, Table};
+use super::table::{Cell, Table, wrap};
 
 /// List the flows that a mesh needs, explain one, or find one by its symptom
 ///
@@ -161,7 +161,11 @@ fn details(flow: &Requirement) -> String {
     for (name, value) in rows {
         table.row([Cell::from(name), value.into()], None);
     }
-    format!("{}\n{}", flow.id, table.render())
+    let next = format!(
+        "next: `weir status --flow {0} --all` on a node shows who needs it, `weir watch --flow {0}` its attempts",
+        flow.id
+    );
+    format!("{}\n{}\n{}", flow.id, table.render(), wrap(&next))
 }
 
 /// Every word occurs in what is seen when the flow is blocked; marks and letter case do not count.

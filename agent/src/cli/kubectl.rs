@@ -7,8 +7,9 @@ use clap::Parser;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::api::{AttachParams, ListParams};
+use kube::client::UpgradeConnectionError;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config, ResourceExt as _};
+use kube::{Api, Client, Config, Error, ResourceExt as _};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Exit;
@@ -41,7 +42,7 @@ pub struct Kubectl {
     #[arg(long, value_name = "LABELS", default_value = AGENTS)]
     agents: String,
 
-    /// A pod on the node that is asked: POD, or NAMESPACE/POD
+    /// A pod on the node that is asked, or its workload: POD, or NAMESPACE/POD
     pod: String,
 
     /// Command of weir with its arguments; status without one
@@ -96,8 +97,12 @@ impl Kubectl {
         command.insert(0, COMMAND.to_owned());
         let params = AttachParams::default().container(COMMAND).stdin(false).stderr(true);
         let mut attached =
-            Api::<Pod>::namespaced(client, &home).exec(&name, command, &params).await.with_context(|| {
-                format!("cannot run weir in {home}/{name} on node {node}; may you use kubectl exec there?")
+            Api::<Pod>::namespaced(client, &home).exec(&name, command, &params).await.map_err(|error| {
+                failed(
+                    &error,
+                    &format!("run weir in {home}/{name} on node {node}"),
+                    &format!("get pods/exec -n {home}"),
+                )
             })?;
         let status = attached.take_status().context("the API server tells no exit code")?;
         let (out, err) = (attached.stdout(), attached.stderr());
@@ -114,19 +119,54 @@ impl Kubectl {
 /// The node of a pod, and the agent's pod there.
 async fn find(client: Client, namespace: &str, name: &str, agents: &str) -> anyhow::Result<(String, Pod)> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let pod = pods.get_opt(name).await.with_context(|| format!("cannot read pod {namespace}/{name}"))?;
-    let pod = pod.with_context(|| format!("there is no pod {name} in {namespace}; kubectl get pods -n {namespace}"))?;
+    let pod = pods.get_opt(name).await.map_err(|error| {
+        failed(&error, &format!("read pod {namespace}/{name}"), &format!("get pods -n {namespace}"))
+    })?;
+    let pod = match pod {
+        Some(pod) => Some(pod),
+        None => of_workload(&pods, namespace, name).await?,
+    };
+    let missing =
+        || format!("there is no pod {name} in {namespace}, nor a workload; next: kubectl get pods -n {namespace}");
+    let pod = pod.with_context(missing)?;
     let node = pod.spec.and_then(|s| s.node_name);
     let node = node.with_context(|| format!("{namespace}/{name} is on no node yet; try again once it is scheduled"))?;
     let on_node = ListParams::default().labels(agents).fields(&format!("spec.nodeName={node}"));
-    let found = Api::<Pod>::all(client).list(&on_node).await.context("cannot list the agents' pods")?;
+    let found = Api::<Pod>::all(client).list(&on_node).await;
+    let found = found.map_err(|error| failed(&error, "find the agent's pod", "list pods --all-namespaces"))?;
     let running = |p: &Pod| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
     match found.into_iter().find(running) {
         Some(agent) => Ok((node, agent)),
         None => bail!(
-            "no agent runs on node {node} (pods with {agents}); is the DaemonSet there? --agents LABELS names others"
+            "no agent runs on node {node} (pods with {agents}); next: kubectl get daemonsets -A -l {agents}, or --agents LABELS"
         ),
     }
+}
+
+/// A pod of a workload that has this name: one that is on a node, where there is one.
+async fn of_workload(pods: &Api<Pod>, namespace: &str, name: &str) -> anyhow::Result<Option<Pod>> {
+    let all = pods.list(&ListParams::default()).await;
+    let all = all.map_err(|error| failed(&error, "list pods", &format!("list pods -n {namespace}")))?;
+    let mut its: Vec<Pod> =
+        all.into_iter().filter(|pod| *weir_engine::cluster::Pod::from_api(pod).workload.name == *name).collect();
+    its.sort_by_key(|pod| (pod.spec.as_ref().is_none_or(|s| s.node_name.is_none()), pod.name_any()));
+    Ok(its.into_iter().next())
+}
+
+/// What could not be done, why, and the command that says more.
+fn failed(error: &Error, what: &str, right: &str) -> anyhow::Error {
+    let code = match error {
+        Error::Api(status) => Some(status.code),
+        Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(code)) => Some(code.as_u16()),
+        _ => None,
+    };
+    let next = match code {
+        Some(403) => format!("you may not; kubectl auth can-i {right} says so too"),
+        Some(401) => "the API server does not know you; kubectl auth whoami".to_owned(),
+        Some(404) => format!("it is gone, or was replaced; try again, or kubectl auth can-i {right}"),
+        _ => "does kubectl cluster-info answer?".to_owned(),
+    };
+    anyhow!("cannot {what}: {}; {next}", chain(error))
 }
 
 async fn copy(from: Option<impl AsyncRead + Unpin>, mut to: impl AsyncWrite + Unpin) -> anyhow::Result<()> {

@@ -10,6 +10,7 @@ use weir_engine::cluster::{Object, Origin};
 use weir_engine::policy::Profile;
 use weir_engine::requirement::Catalogue;
 
+use super::progress;
 use crate::cluster::manifests::{self, Manifests};
 use crate::outputs::text::clean;
 use crate::report::Inputs;
@@ -145,7 +146,9 @@ pub fn read(paths: &[PathBuf], inputs: &mut Inputs) -> anyhow::Result<Vec<(Objec
     if paths.is_empty() {
         return Ok(Vec::new());
     }
+    let bar = progress::working("reading manifests");
     let mut manifests: Manifests = manifests::load(paths)?;
+    bar.finish_and_clear();
     for problem in &manifests.problems {
         anstream::eprintln!("weir: {}", clean(&problem.to_string()));
     }

@@ -180,7 +180,9 @@ fn page(results: &[probe::Result], left: &[String]) -> String {
     let fine = results.iter().filter(|r| r.is_fine()).count();
     let next = match (tried, fine) {
         (0, _) => "Nothing was opened: no required flow begins at a pod of this machine. Next: weir status --all",
-        (tried, fine) if tried == fine => "Every connection did what its flow needs.",
+        (tried, fine) if tried == fine => {
+            "Every connection did what its flow needs. Next: weir status shows the states as they are now."
+        }
         _ => {
             "Next: weir explain FROM TO PORT says why policies do not admit one; weir watch shows where it is dropped."
         }

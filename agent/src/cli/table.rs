@@ -101,7 +101,14 @@ impl Table {
         if self.flexible < columns {
             let others: usize = widths.iter().enumerate().filter(|(i, _)| *i != self.flexible).map(|(_, w)| w).sum();
             let left = WIDTH.saturating_sub(others + GAP.len() * (columns - 1));
-            widths[self.flexible] = natural(self.flexible).min(left.max(MIN_FLEXIBLE));
+            let wanted = natural(self.flexible);
+            widths[self.flexible] = wanted.min(left.max(MIN_FLEXIBLE));
+            // Where that is too much, the widest of the others gives way.
+            while widths.iter().sum::<usize>() + GAP.len() * (columns - 1) > WIDTH {
+                let others = widths.iter_mut().enumerate().filter(|(i, _)| *i != self.flexible);
+                let Some((_, widest)) = others.max_by_key(|(_, w)| **w).filter(|(_, w)| **w > 1) else { break };
+                *widest -= 1;
+            }
         }
         widths
     }

@@ -160,3 +160,59 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use weir_engine::cluster::{Cluster, Object};
+
+    use super::to_value;
+    use crate::cluster::manifests;
+
+    /// Every fixture of this repository, and the larger ones beside it where they are.
+    fn fixtures() -> Vec<std::path::PathBuf> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let shared = std::env::var_os("WEIR_SHARED").map_or_else(|| root.join("../shared"), Into::into);
+        let scenarios = std::fs::read_dir(root.join("tests/fixtures/scenarios")).unwrap();
+        let mut found: Vec<_> = scenarios.map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+        let beside = ["istio-upstream", "kyma-managed"].map(|name| shared.join("fixtures").join(name));
+        found.extend(beside.into_iter().filter(|p| p.is_dir()));
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn a_cluster_that_is_told_what_another_knows_knows_the_same() {
+        let mut objects = 0;
+        for folder in fixtures() {
+            let read = manifests::load(std::slice::from_ref(&folder)).unwrap();
+            let mut cluster = Cluster::default();
+            for object in read.objects {
+                cluster.apply(object.object, object.origin);
+            }
+            let mut again = Cluster::default();
+            for (object, origin) in cluster.objects() {
+                let object = Object::from_value(to_value(&object).unwrap()).unwrap();
+                again.apply(object, origin);
+                objects += 1;
+            }
+            let of = |c: &Cluster| {
+                let namespaces = c.namespaces().cloned().collect::<Vec<_>>();
+                let nodes = c.nodes().cloned().collect::<Vec<_>>();
+                let pods = c.pods().cloned().collect::<Vec<_>>();
+                let services = c.services().cloned().collect::<Vec<_>>();
+                let slices = c.slices().cloned().collect::<Vec<_>>();
+                let policies = c.policies().cloned().collect::<Vec<_>>();
+                let wide = c.cluster_policies().cloned().collect::<Vec<_>>();
+                (namespaces, nodes, pods, services, slices, policies, wide)
+            };
+            assert_eq!(of(&cluster), of(&again), "{}", folder.display());
+            let values = |c: &Cluster| -> Vec<_> {
+                c.objects().iter().map(|(object, origin)| (to_value(object).unwrap(), origin.clone())).collect()
+            };
+            assert_eq!(values(&cluster), values(&again), "{}", folder.display());
+        }
+        assert!(objects > 50, "{objects} objects compared");
+    }
+}

@@ -11,6 +11,7 @@ use anyhow::bail;
 use serde::Serialize;
 use weir_engine::attempt::Attempt;
 use weir_engine::check::{Case, Model, Repair, Verdict, judge_all, repair_flows};
+use weir_engine::cluster::Service;
 use weir_engine::ledger::end_view;
 use weir_engine::policy::{Endpoint, Flow};
 use weir_engine::requirement::{PairKey, Severity, same};
@@ -149,8 +150,8 @@ pub fn explain(model: &Model, from: &str, to: &str, port: Port) -> anyhow::Resul
             }));
         }
         // Where translation was not seen the Service's own address is all that is known of the destination.
-        let service = target.through.as_ref().and_then(|name| model.cluster.service(name));
-        let led: Vec<IpAddr> = service.map(|s| s.cluster_ips.clone()).unwrap_or_default();
+        let led = target.ends.iter().flat_map(|end| services_of(model, end, port.protocol, target.port));
+        let led: Vec<IpAddr> = led.collect();
         let (required, keys) = required(model, pairs(), port.protocol, target.port);
         answers.push(Answer {
             verdict: first.verdict,
@@ -246,6 +247,17 @@ fn required<'a>(
     }
     found.sort_by_key(|r| r.severity);
     (found, keys)
+}
+
+/// Addresses of the Services that lead to a port of an end.
+fn services_of(model: &Model, end: &Endpoint, protocol: Protocol, port: u16) -> Vec<IpAddr> {
+    let Endpoint::Pod { name, .. } = end else { return Vec::new() };
+    let cluster = &model.cluster;
+    let leads = |service: &&Service| {
+        let mut entries = service.ports.iter().filter(|entry| entry.protocol == protocol);
+        entries.any(|entry| cluster.selected(service, entry).any(|(pod, to)| pod.name == *name && to == port))
+    };
+    cluster.services_in(&name.namespace).filter(leads).flat_map(|s| s.cluster_ips.iter().copied()).collect()
 }
 
 /// Where an end can be seen.

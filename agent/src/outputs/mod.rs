@@ -8,8 +8,10 @@ pub mod live;
 pub mod log;
 pub mod metrics;
 mod page;
+pub mod recording;
 pub mod socket;
 pub mod text;
 mod view;
 
+pub use recording::Begun;
 pub use view::{AgentView, Known, PartView, ProbeView, Request, View, ViewError, Views};

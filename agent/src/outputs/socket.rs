@@ -19,6 +19,7 @@ use tracing::warn;
 
 use super::answer::{self, Said};
 use super::live::Live;
+use super::recording;
 use super::{View, Views};
 
 /// Version of requests and answers.
@@ -36,7 +37,7 @@ const MAX_CLIENTS: usize = 64;
 /// Clients that watch at the same time.
 const MAX_WATCHERS: usize = 8;
 /// A client that says or reads nothing for so long is let go.
-const IDLE: Duration = Duration::from_secs(30);
+pub(super) const IDLE: Duration = Duration::from_secs(30);
 
 /// One line from the client.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -94,11 +95,11 @@ struct Answer<'a> {
 }
 
 #[derive(Deserialize)]
-struct Reply {
+pub(super) struct Reply {
     v: u32,
     snapshot: Option<View>,
     said: Option<Said>,
-    error: Option<String>,
+    pub(super) error: Option<String>,
 }
 
 /// Why the socket can't be had.
@@ -208,7 +209,13 @@ async fn answer(stream: UnixStream, views: Views, watchers: Arc<Semaphore>) -> i
             return Ok(());
         }
         let complete = line.ends_with(b"\n");
-        if asks_to_watch(&line)
+        if asks_for("record", &line)
+            && let Ok(_permit) = RECORDING.try_acquire()
+            && let Ok(begun) = views.record().await
+        {
+            return recording::serve(read, write, begun).await;
+        }
+        if asks_for("watch", &line)
             && let Ok(_permit) = watchers.clone().try_acquire_owned()
             && let Ok(lines) = views.watch().await
         {
@@ -223,8 +230,8 @@ async fn answer(stream: UnixStream, views: Views, watchers: Arc<Semaphore>) -> i
     }
 }
 
-fn asks_to_watch(line: &[u8]) -> bool {
-    serde_json::from_slice::<Request>(line).is_ok_and(|r| r.v == VERSION && r.get == "watch")
+fn asks_for(what: &str, line: &[u8]) -> bool {
+    serde_json::from_slice::<Request>(line).is_ok_and(|r| r.v == VERSION && r.get == what)
 }
 
 /// Writes attempts until the client goes away. Nobody waits for a client that does not read, but the attempts that it misses.
@@ -271,9 +278,16 @@ async fn respond(line: &[u8], complete: bool, views: &Views) -> Vec<u8> {
             Err(error) => encode(&refuse(error)),
         },
         "watch" => encode(&refuse(format!("{MAX_WATCHERS} clients watch already, or the agent stops; try again"))),
-        other => encode(&refuse(format!("there is no {other:?} to get; there are: snapshot, watch, explain, plan"))),
+        "record" => encode(&refuse("others record already, or the agent stops; try again".to_owned())),
+        other => {
+            let known = "snapshot, watch, record, explain, plan";
+            encode(&refuse(format!("there is no {other:?} to get; there are: {known}")))
+        }
     }
 }
+
+/// Recordings at the same time: each queues what happens.
+static RECORDING: Semaphore = Semaphore::const_new(2);
 
 /// Questions that are worked on at the same time.
 static PONDERING: Semaphore = Semaphore::const_new(1);

@@ -11,6 +11,7 @@ use weir_engine::check::Model;
 use weir_engine::snapshot::Snapshot;
 
 use super::live::{self, Live};
+use super::recording::Begun;
 use crate::cluster::change::{Health, State};
 use crate::cluster::manifests::Problem;
 
@@ -150,6 +151,8 @@ pub enum Request {
     Known(oneshot::Sender<Box<Known>>),
     /// Every attempt from now on, until the receiver is dropped.
     Watch(mpsc::Sender<Live>),
+    /// What is known, and every input of the engine from now on, until the receiver is dropped.
+    Record(oneshot::Sender<Box<Begun>>),
 }
 
 /// Asks the engine's task for views. Cheap to clone.
@@ -193,6 +196,19 @@ impl Views {
             let (answer, known) = oneshot::channel();
             self.requests.send(Request::Known(answer)).await.map_err(|_| ViewError::Stopping)?;
             known.await.map_err(|_| ViewError::Stopping)
+        };
+        tokio::time::timeout(PATIENCE, ask).await.unwrap_or(Err(ViewError::Busy))
+    }
+
+    /// What is known, and every input of the engine from now on. The engine never waits for the reader either.
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub async fn record(&self) -> Result<Box<Begun>, ViewError> {
+        let ask = async {
+            let (answer, begun) = oneshot::channel();
+            self.requests.send(Request::Record(answer)).await.map_err(|_| ViewError::Stopping)?;
+            begun.await.map_err(|_| ViewError::Stopping)
         };
         tokio::time::timeout(PATIENCE, ask).await.unwrap_or(Err(ViewError::Busy))
     }

@@ -1,10 +1,9 @@
 //! Patches as documents for `kubectl apply`, each with what it is for.
 
-use std::fmt::Write as _;
-
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use weir_engine::check::Repaired;
 
+use super::table::WIDTH;
 use crate::outputs::text::clean;
 
 /// One YAML document per policy.
@@ -16,21 +15,35 @@ pub fn yaml(policies: &[Repaired]) -> anyhow::Result<String> {
     for repaired in policies {
         text.push_str("---\n");
         let name = name(&repaired.policy);
-        let _ = if repaired.created {
-            writeln!(text, "# {name}: new")
+        if repaired.created {
+            comment(&mut text, &format!("{name}: new"));
         } else {
             let rules: Vec<String> = repaired.rules.iter().map(|(d, rule)| format!("{d} rule {rule}")).collect();
-            writeln!(text, "# {name}: with {} new", rules.join(", "))
-        };
+            comment(&mut text, &format!("{name}: with {} new", rules.join(", ")));
+        }
         for opens in &repaired.opens {
-            let _ = writeln!(text, "# opens {}", clean(opens));
+            comment(&mut text, &format!("opens {}", clean(opens)));
         }
         for (policy, manager) in &repaired.managed {
-            let _ = writeln!(text, "# {} is left alone: managed by {}", clean(&policy.to_string()), clean(manager));
+            let (policy, manager) = (policy.to_string(), clean(manager));
+            comment(&mut text, &format!("{} is left alone: managed by {manager}", clean(&policy)));
         }
         text.push_str(&document(repaired)?);
     }
     Ok(text)
+}
+
+/// A comment on lines that are not too long.
+fn comment(text: &mut String, words: &str) {
+    let options = textwrap::Options::new(WIDTH)
+        .initial_indent("# ")
+        .subsequent_indent("#   ")
+        .word_splitter(textwrap::WordSplitter::NoHyphenation)
+        .word_separator(textwrap::WordSeparator::AsciiSpace);
+    for line in textwrap::wrap(words, options) {
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
 }
 
 fn document(repaired: &Repaired) -> anyhow::Result<String> {

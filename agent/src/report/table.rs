@@ -104,8 +104,17 @@ impl Page {
     /// A command to copy: broken, where it is too long for a line, as a shell takes it.
     pub fn command(&mut self, command: &str, arguments: &str) {
         let (command, arguments) = (clean(command), clean(arguments));
-        let between = if 3 + command.len() + arguments.len() > WIDTH { " \\\n      " } else { " " };
-        let _ = writeln!(self.text, "  {command}{between}{arguments}");
+        let mut line = " ".to_owned();
+        for word in shell_words(&command).into_iter().chain(shell_words(&arguments)) {
+            // Room for what says that the command goes on.
+            if textwrap::core::display_width(&line) + 3 + textwrap::core::display_width(word) > WIDTH {
+                let _ = writeln!(self.text, "{line} \\");
+                line = format!("      {word}");
+            } else {
+                let _ = write!(line, " {word}");
+            }
+        }
+        let _ = writeln!(self.text, "{line}");
     }
 
     pub fn gap(&mut self) {
@@ -113,6 +122,25 @@ impl Page {
             self.text.push('\n');
         }
     }
+}
+
+/// The words of a command line as they stand in it, quotes included.
+fn shell_words(text: &str) -> Vec<&str> {
+    let mut words = Vec::new();
+    let (mut begin, mut quoted) = (0, false);
+    for (at, c) in text.char_indices() {
+        match c {
+            '\'' => quoted = !quoted,
+            ' ' if !quoted => {
+                words.push(&text[begin..at]);
+                begin = at + 1;
+            }
+            _ => {}
+        }
+    }
+    words.push(&text[begin..]);
+    words.retain(|word| !word.is_empty());
+    words
 }
 
 /// Pairs of one flow that fare alike for one reason are told together.

@@ -19,6 +19,7 @@ use weir_engine::verdict::State;
 use weir_engine::words::Name;
 
 use super::live::Watchers;
+use super::tap::Taps;
 use super::{Clock, Recorder, maybe};
 use crate::cluster::candidates;
 use crate::cluster::change::{Candidates, Change, Health, Reading, State as Part, to_value};
@@ -73,6 +74,7 @@ pub struct EventLoop<O> {
     started: std::time::Instant,
     latest: Option<(Instant, Arc<View>)>,
     watchers: Watchers,
+    taps: Taps,
 }
 
 impl<O: Observer> EventLoop<O> {
@@ -107,6 +109,7 @@ impl<O: Observer> EventLoop<O> {
             started: std::time::Instant::now(),
             latest: None,
             watchers: Watchers::default(),
+            taps: Taps::default(),
         }
     }
 
@@ -144,6 +147,7 @@ impl<O: Observer> EventLoop<O> {
                     Request::Watch(lines) => self.watchers.add(lines),
                     // A reader that has gone away needs nothing.
                     Request::Known(reader) => drop(reader.send(self.known())),
+                    Request::Record(reader) => self.taps.add(self.clock.now(), &self.engine, reader),
                 },
                 () = maybe(timeout) => self.timeout(),
                 // Told of below.
@@ -188,13 +192,10 @@ impl<O: Observer> EventLoop<O> {
         let now = self.clock.now();
         match change {
             Change::Apply { object, origin } => {
-                if self.recorder.is_some() {
+                if self.is_recorded() {
                     match to_value(&object) {
                         Ok(object) => self.note(now, || Input::Apply { object, origin: origin.clone() }),
-                        Err(error) => {
-                            warn!(%error, "the recording ends here");
-                            self.recorder = None;
-                        }
+                        Err(error) => self.unrecorded(&error),
                     }
                 }
                 let flows = object.key().kind == Kind::ConfigMap;
@@ -241,14 +242,11 @@ impl<O: Observer> EventLoop<O> {
     /// Policies that are not enforced.
     fn candidates(&mut self, now: Time, Candidates { source, policies, problems }: Candidates) {
         self.problems(source.clone(), problems);
-        if self.recorder.is_some() {
+        if self.is_recorded() {
             let values: Result<Vec<_>, _> = policies.iter().map(serde_json::to_value).collect();
             match values {
                 Ok(policies) => self.note(now, || Input::Candidates { source: source.to_string(), policies }),
-                Err(error) => {
-                    warn!(%error, "the recording ends here");
-                    self.recorder = None;
-                }
+                Err(error) => self.unrecorded(&error),
             }
         }
         let policies = policies.into_iter().map(Candidate::new).collect();
@@ -372,13 +370,29 @@ impl<O: Observer> EventLoop<O> {
         }
     }
 
+    fn is_recorded(&self) -> bool {
+        self.recorder.is_some() || !self.taps.is_empty()
+    }
+
+    /// An input cannot be written down: a recording has no holes.
+    fn unrecorded(&mut self, error: &serde_json::Error) {
+        warn!(%error, "the recording ends here");
+        self.recorder = None;
+        self.taps = Taps::default();
+    }
+
     fn note(&mut self, now: Time, input: impl FnOnce() -> Input) {
+        if !self.is_recorded() {
+            return;
+        }
+        let input = input();
         if let Some(recorder) = &mut self.recorder
-            && let Err(error) = recorder.write(now, &input())
+            && let Err(error) = recorder.write(now, &input)
         {
             warn!(%error, "the recording ends here");
             self.recorder = None;
         }
+        self.taps.note(now, input);
     }
 
     fn flush(&mut self) {

@@ -7,6 +7,7 @@ pub mod live;
 pub mod record;
 mod redact;
 mod source;
+mod tap;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -190,7 +191,7 @@ async fn until_closed(mut told: watch::Receiver<()>) {
 }
 
 /// SIGTERM or SIGINT; caught from now on, not only when waited for.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+pub(crate) fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     Ok(async move {

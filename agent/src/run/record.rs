@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -14,16 +15,37 @@ use weir_engine::time::Time;
 
 /// Version of the format.
 pub const VERSION: u32 = 1;
+/// Stands for standard output in place of a file.
+pub const STANDARD_OUTPUT: &str = "-";
 /// Bytes of a recording unless told otherwise.
 pub const DEFAULT_LIMIT: u64 = 256 << 20;
 /// Bytes of one line.
-const MAX_LINE: u64 = 64 << 20;
+pub(crate) const MAX_LINE: u64 = 64 << 20;
 
 /// The first line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Header {
+pub(crate) struct Header {
     weir_recording: u32,
     settings: Settings,
+}
+
+impl Header {
+    /// Of this version.
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self { weir_recording: VERSION, settings }
+    }
+
+    /// The settings, where the version is one that is read.
+    ///
+    /// # Errors
+    /// Both versions, in words.
+    pub(crate) fn settings(self) -> Result<Settings, String> {
+        let Self { weir_recording, settings } = self;
+        if weir_recording == VERSION {
+            return Ok(settings);
+        }
+        Err(format!("version {weir_recording} of the format; this weir reads version {VERSION}"))
+    }
 }
 
 /// Why there is no recording, or no more of it.
@@ -38,7 +60,7 @@ pub enum RecordError {
         cause: std::io::Error,
     },
     /// Full.
-    #[error("recording {}: at its limit of {limit} bytes; raise it with --record-limit", .path.display())]
+    #[error("recording {}: at its limit of {limit} bytes; raise it with --limit, or --record-limit of `weir run`", .path.display())]
     Full {
         /// The file.
         path: PathBuf,
@@ -76,9 +98,14 @@ impl Recorder {
         // Object contents are in it.
         let mut options = File::options();
         options.write(true).create(true).truncate(true).mode(0o600);
-        let file = options.open(path).map_err(|cause| RecordError::Io { path: path.to_owned(), cause })?;
+        let file = if path == Path::new(STANDARD_OUTPUT) {
+            std::io::stdout().as_fd().try_clone_to_owned().map(File::from)
+        } else {
+            options.open(path)
+        };
+        let file = file.map_err(|cause| RecordError::Io { path: path.to_owned(), cause })?;
         let mut this = Self { path: path.to_owned(), out: BufWriter::new(file), left: limit, limit, redact };
-        this.line(&Header { weir_recording: VERSION, settings: settings.clone() })?;
+        this.line(&Header::new(settings.clone()))?;
         Ok(this)
     }
 
@@ -142,11 +169,8 @@ impl Recording {
         let read = header.len() as u64;
         let header: Header =
             serde_json::from_str(&header).map_err(|_| invalid("not a recording of weir".to_owned()))?;
-        if header.weir_recording != VERSION {
-            let message = format!("version {} of the format; this weir reads version {VERSION}", header.weir_recording);
-            return Err(invalid(message));
-        }
-        Ok(Self { path: path.to_owned(), input, line: 1, size, read, settings: header.settings })
+        let settings = header.settings().map_err(invalid)?;
+        Ok(Self { path: path.to_owned(), input, line: 1, size, read, settings })
     }
 
     /// Bytes read, and bytes in all.

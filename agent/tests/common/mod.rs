@@ -198,6 +198,11 @@ pub fn busy() -> View {
 
 /// A denied, an established and a stranger's attempt, and a gap.
 pub fn attempts() -> Vec<Live> {
+    attempts_of("shop", "cart")
+}
+
+/// The same of a pod with these names.
+pub fn attempts_of(namespace: &str, name: &str) -> Vec<Live> {
     let dialled = Tuple {
         source: [10, 1, 0, 5].into(),
         source_port: 43210,
@@ -210,7 +215,7 @@ pub fn attempts() -> Vec<Live> {
         outcome: Outcome::Dropped,
         provisional: true,
         flows: vec![FlowName { id: "sidecar-xds".into(), code: "SC-XDS".into() }],
-        source: workload("shop", "cart"),
+        source: workload(namespace, name),
         destination: workload("istio-system", "istiod"),
         dialled,
         translated: Some(Tuple { destination: [10, 2, 0, 7].into(), ..dialled }),
@@ -222,7 +227,7 @@ pub fn attempts() -> Vec<Live> {
         latency_ns: None,
         owner: Some(Owner { pid: 1234, comm: "envoy".to_owned(), cgroup: 1 }),
         admission: Admission::NotAdmitted,
-        policies: vec!["istio-system/default-deny".to_owned(), "shop/default-deny".to_owned()],
+        policies: vec!["istio-system/default-deny".to_owned(), format!("{namespace}/default-deny")],
     };
     let fine = Line {
         outcome: Outcome::Established,
@@ -260,8 +265,8 @@ pub fn attempts() -> Vec<Live> {
     vec![line(denied), Live::Skipped(7), line(fine), line(stranger)]
 }
 
-/// A pod under default-deny beside istiod, as an agent would know them.
-pub fn model() -> Model {
+/// A pod under default-deny beside istiod, as Kubernetes writes them.
+pub fn objects(space: &str, name: &str) -> Vec<serde_json::Value> {
     let pod = |namespace: &str, name: &str, address: &str, containers: serde_json::Value| {
         serde_json::json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -279,23 +284,27 @@ pub fn model() -> Model {
         let labels = serde_json::json!({"kubernetes.io/metadata.name": name});
         serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     };
-    let objects = [
-        namespace("shop"),
+    vec![
+        namespace(space),
         namespace("istio-system"),
-        pod("shop", "cart", "10.1.0.5", serde_json::json!([{"name": "app"}, {"name": "istio-proxy"}])),
+        pod(space, name, "10.1.0.5", serde_json::json!([{"name": "app"}, {"name": "istio-proxy"}])),
         pod("istio-system", "istiod", "10.2.0.7", serde_json::json!([{"name": "discovery"}])),
         serde_json::json!({
             "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-            "metadata": {"namespace": "shop", "name": "default-deny"},
+            "metadata": {"namespace": space, "name": "default-deny"},
             "spec": {"podSelector": {}, "policyTypes": ["Egress", "Ingress"]},
         }),
-    ];
-    let read = |value| (Object::from_value(value).unwrap(), Origin::default());
-    Model::new(objects.map(read), Catalogue::built_in(), Profile::Spec)
+    ]
 }
 
 /// Answers every request with this view.
 pub fn serve(view: View) -> Views {
+    serve_as(view, "shop", "cart")
+}
+
+/// The same; what it knows besides has these names.
+pub fn serve_as(view: View, namespace: &str, name: &str) -> Views {
+    let (namespace, name) = (namespace.to_owned(), name.to_owned());
     let (views, mut requests) = Views::channel();
     let view = Arc::new(view);
     tokio::spawn(async move {
@@ -303,11 +312,16 @@ pub fn serve(view: View) -> Views {
             match request {
                 Request::View(reader) => drop(reader.send(view.clone())),
                 Request::Known(reader) => {
-                    let known = Known { model: model(), recent: Vec::new(), wall_offset_ns: 0 };
+                    let read = |value| (Object::from_value(value).unwrap(), Origin::default());
+                    let objects = objects(&namespace, &name).into_iter().map(read);
+                    let model = Model::new(objects, Catalogue::built_in(), Profile::Spec);
+                    let known = Known { model, recent: Vec::new(), wall_offset_ns: 0 };
                     drop(reader.send(Box::new(known)));
                 }
+                // This agent is asked for no recording.
+                Request::Record(reader) => drop(reader),
                 Request::Watch(lines) => {
-                    for live in attempts() {
+                    for live in attempts_of(&namespace, &name) {
                         let _ = lines.send(live).await;
                     }
                 }

@@ -7,6 +7,7 @@
 mod body;
 mod count;
 mod discovery;
+mod exec;
 mod fault;
 mod request;
 mod selector;
@@ -32,6 +33,7 @@ use tokio::sync::watch as changes;
 use tokio::task::JoinSet;
 
 pub use count::{Count, Counts};
+pub use exec::{Exec, Ran};
 pub use fault::{Fault, Rule, Streaming, Verb};
 pub use selector::Selector;
 pub use store::{Happened, Store, Type, built_in};
@@ -55,6 +57,7 @@ struct Inner {
     settings: Mutex<Settings>,
     counts: Mutex<Counts>,
     log: Mutex<Vec<String>>,
+    runner: Mutex<Option<exec::Runner>>,
 }
 
 struct Settings {
@@ -107,6 +110,7 @@ impl ApiServer {
             }),
             counts: Mutex::default(),
             log: Mutex::default(),
+            runner: Mutex::default(),
         });
         let mut server = Self { inner, address, tls, task: None };
         server.resume().await?;
@@ -188,6 +192,11 @@ impl ApiServer {
     pub fn uninstall(&self, group: &str, plural: &str) {
         self.inner.store().uninstall(group, plural);
         self.inner.announce();
+    }
+
+    /// Runs commands in pods from now on; without, there are none to be run.
+    pub fn run_with(&self, runner: impl Fn(&Exec) -> Ran + Send + Sync + 'static) {
+        *lock(&self.inner.runner) = Some(Arc::new(runner));
     }
 
     /// Reads the store.
@@ -295,10 +304,10 @@ async fn accept(inner: Arc<Inner>, listener: TcpListener, tls: Option<Tls>) {
                     let builder = http();
                     // A connection that breaks is the client's concern, or a fault that was asked for.
                     match tls {
-                        None => drop(builder.serve_connection(TokioIo::new(stream), service).await),
+                        None => drop(builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await),
                         Some(tls) => {
                             if let Ok(stream) = tls.acceptor.accept(stream).await {
-                                drop(builder.serve_connection(TokioIo::new(stream), service).await);
+                                drop(builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await);
                             }
                         }
                     }
@@ -336,6 +345,10 @@ impl Inner {
         self.newest.subscribe()
     }
 
+    fn runner(&self) -> Option<exec::Runner> {
+        lock(&self.runner).clone()
+    }
+
     fn token(&self) -> Option<String> {
         lock(&self.settings).token.clone()
     }
@@ -364,6 +377,11 @@ impl Inner {
     }
 
     /// The faults that hit the request.
+    /// What goes wrong with a request for a subresource.
+    fn fault_of(&self, plural: &str, verb: Verb) -> Option<Fault> {
+        lock(&self.rules).iter().find(|rule| rule.hits(plural, verb)).map(|rule| rule.fault.clone())
+    }
+
     fn faults(&self, asked: &Asked) -> Vec<Fault> {
         let mut hits = Vec::new();
         lock(&self.rules).retain_mut(|rule| {

@@ -77,7 +77,7 @@ impl Asked {
 }
 
 /// Undoes the encoding of a form.
-fn decode(text: &str) -> String {
+pub(super) fn decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::body::Answer;
 use super::discovery;
+use super::exec::Exec;
 use super::fault::{Fault, Verb};
 use super::request::Asked;
 use super::selector::Selector;
@@ -40,6 +41,14 @@ impl Refusal {
 
 pub(super) async fn answer(inner: Arc<Inner>, request: Request<Incoming>) -> Response<Answer> {
     let (parts, body) = request.into_parts();
+    if let (Some(exec), Some(runner)) = (Exec::read(&parts), inner.runner()) {
+        inner.log(&parts);
+        if let Some(Fault::Status(code, _)) = inner.fault_of("pods/exec", Verb::Get) {
+            let body = Refusal::new(code, "a fault of the test").1;
+            return respond(&inner, ("pods/exec".to_owned(), Verb::Get), code, &body, &[]);
+        }
+        return exec.open(&inner, runner, Request::from_parts(parts, body));
+    }
     let Some(asked) = Asked::read(&parts) else {
         let refusal = Refusal::new(404, "the server could not find the requested resource");
         return respond(&inner, (String::new(), Verb::Discovery), refusal.0, &refusal.1, &[]);
@@ -232,7 +241,7 @@ fn page(inner: &Arc<Inner>, counted: (String, Verb), code: u16, text: &str) -> R
     build(code, &[(CONTENT_TYPE, "text/html".to_owned())], Answer::text(inner, counted, text.as_bytes().to_vec()))
 }
 
-fn build(code: u16, headers: &[(hyper::header::HeaderName, String)], body: Answer) -> Response<Answer> {
+pub(super) fn build(code: u16, headers: &[(hyper::header::HeaderName, String)], body: Answer) -> Response<Answer> {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     for (name, value) in headers {

@@ -44,15 +44,16 @@ pub fn page(view: &View, wanted: impl Fn(&PairView) -> bool, more: bool) -> Stri
         out.push('\n');
     }
     out.push_str(&broken_traffic(view));
-    let _ = writeln!(out, "{}", summary(view, more));
+    out.push_str(&wrap(&summary(view, more)));
     if let Some(candidates) = &view.snapshot.candidates {
-        let _ = writeln!(out, "{}", clean(&words::candidates(candidates)));
+        out.push_str(&wrap(&clean(&words::candidates(candidates))));
     }
     let broken = view.agent.problems.iter().filter(|p| p.severity == Severity::Error).count();
     if broken > 0 {
         let first = view.agent.problems.iter().find(|p| p.severity == Severity::Error);
         let text = first.map(ToString::to_string).unwrap_or_default();
-        let _ = writeln!(out, "{broken} manifest documents were not read, the first:\n    {}", clean(&text));
+        let _ = writeln!(out, "{broken} manifest documents were not read, the first:");
+        out.push_str(&wrap(&format!("    {}", clean(&text))));
     }
     let lost: u64 = view.snapshot.lost.iter().map(|l| l.count).sum();
     if lost > 0 {
@@ -121,7 +122,7 @@ pub fn next_step(view: &View) -> String {
         State::Denied | State::Predicted | State::AtRisk | State::Unenforced | State::Silent | State::Verified => {
             let udp = if first.protocol == weir_engine::words::Protocol::Udp { "/udp" } else { "" };
             format!(
-                "`weir explain {source} {destination} {}{udp} -f MANIFESTS` says why, `weir fix -f MANIFESTS` opens it",
+                "`weir explain {source} {destination} {}{udp}` says why, `weir fix -f MANIFESTS` opens it",
                 first.port
             )
         }
