@@ -220,7 +220,7 @@ pub fn attempts() -> Vec<Live> {
         reply: false,
         retransmits: 2,
         latency_ns: None,
-        owner: Some(Owner { pid: 1234, comm: "envoy".to_owned(), cgroup: 1 }),
+        owner: Some(Owner { pid: 1234, comm: "envoy".to_owned(), cgroup: 1, pod: None }),
         admission: Admission::NotAdmitted,
         policies: vec!["istio-system/default-deny".to_owned(), "shop/default-deny".to_owned()],
     };
