@@ -1,7 +1,7 @@
 //! Much traffic at a rate: connections that work, and SYNs that nobody waits for.
 
 use std::io::IoSlice;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -29,17 +29,49 @@ pub fn syn_flood(
     count: &AtomicU64,
 ) -> Result<()> {
     let (IpAddr::V4(source), IpAddr::V4(destination)) = (from, to.ip()) else { return Ok(()) };
+    let packets = (0..PORTS as u16).map(|n| {
+        let step = PacketBuilder::ipv4(source.octets(), destination.octets(), 64);
+        let mut packet = Vec::with_capacity(64);
+        step.tcp(1024 + n, to.port(), u32::from(n), 1000).syn().write(&mut packet, &[])?;
+        Ok(packet)
+    });
+    let packets: Vec<Vec<u8>> = packets.collect::<Result<_>>()?;
+    flood(client, &packets, to, rate, stop, count)
+}
+
+/// UDP packets over IPv4, each from the next of `sources` addresses beginning with `first`, at most `rate` a second, until
+/// `stop`; `count` tells how many.
+pub fn udp_flood(
+    client: &Netns,
+    (first, sources): (Ipv4Addr, u32),
+    to: SocketAddrV4,
+    rate: u64,
+    stop: &AtomicBool,
+    count: &AtomicU64,
+) -> Result<()> {
+    let packets = (0..sources).map(|n| {
+        let source = Ipv4Addr::from(u32::from(first) + n);
+        let mut packet = Vec::with_capacity(64);
+        PacketBuilder::ipv4(source.octets(), to.ip().octets(), 64).udp(4000, to.port()).write(&mut packet, b"!")?;
+        Ok(packet)
+    });
+    let packets: Vec<Vec<u8>> = packets.collect::<Result<_>>()?;
+    flood(client, &packets, to.into(), rate, stop, count)
+}
+
+/// Sends these packets over and over.
+fn flood(
+    client: &Netns,
+    packets: &[Vec<u8>],
+    to: SocketAddr,
+    rate: u64,
+    stop: &AtomicBool,
+    count: &AtomicU64,
+) -> Result<()> {
     client.run(|| {
         // IPPROTO_RAW: the IP header is ours.
         let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255)))?;
         socket.connect(&SockAddr::from(to))?;
-        let mut packets = Vec::with_capacity(PORTS);
-        for n in 0..PORTS as u16 {
-            let mut packet = Vec::with_capacity(64);
-            let step = PacketBuilder::ipv4(source.octets(), destination.octets(), 64);
-            step.tcp(1024 + n, to.port(), u32::from(n), 1000).syn().write(&mut packet, &[])?;
-            packets.push(packet);
-        }
         let slices: Vec<[IoSlice<'_>; 1]> = packets.iter().map(|packet| [IoSlice::new(packet)]).collect();
         let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
         let (begin, mut own) = (Instant::now(), 0);

@@ -74,6 +74,15 @@ impl VmTest {
 /// One kernel, and how its guest ended; an error where it could not be run.
 pub type Verdict = (&'static str, Result<Ending>);
 
+/// Whether this machine can run guests: it has apt for the kernels, and QEMU, which is installed if it can be.
+///
+/// # Errors
+/// What is missing.
+pub fn possible() -> Result<()> {
+    kernels::require_debian()?;
+    machine::ensure_qemu().map(drop)
+}
+
 /// Runs the shorter selection, for other commands.
 ///
 /// # Errors

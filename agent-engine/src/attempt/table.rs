@@ -344,15 +344,20 @@ impl Attempts {
             open.translate(translated);
         }
         open.last_sent = open.last_sent.max(if drop.reply { open.last_sent } else { drop.at });
-        let rejected = drop.class.is_policy_capable()
-            && matches!(&open.ending, Some((Ending::Answered { at, .. }, _)) if at.distance(drop.at) <= ANSWER);
+        // What answered is known with it: a rule, or a route that says "prohibited".
+        let explained = match &open.ending {
+            Some((Ending::Answered { at, answer, .. }, _)) if at.distance(drop.at) <= ANSWER => {
+                drop.class.is_policy_capable() || drop.class == DropClass::Route && *answer == Answer::Prohibited
+            }
+            _ => false,
+        };
         // A verdict of a policy-capable class is worth more than what else became of the packet.
         let better =
             open.dropped.as_ref().is_none_or(|d| !d.class.is_policy_capable() || drop.class.is_policy_capable());
         if better {
             open.dropped = Some(drop);
         }
-        if rejected {
+        if explained {
             self.finish(id);
             return;
         }
