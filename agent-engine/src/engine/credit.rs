@@ -111,7 +111,7 @@ impl Engine {
             return false;
         }
         match self.identity.dialler(&self.cluster, attempt) {
-            Peer::Pod { name, .. } => self.resolver.roles(&name).contains(&Role::Sidecar),
+            Peer::Pod { name, .. } => self.resolver.roles(&name).contains(Role::Sidecar),
             _ => false,
         }
     }
