@@ -59,11 +59,11 @@ fn a_flood_from_everywhere_is_bounded_and_a_retried_attempt_still_seen() -> Resu
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     let started = Instant::now();
     let events = world.observe(|world| {
-        let (stop, client) = (&stop, &world.client);
+        let (stop, sent, client) = (&stop, &sent, &world.client);
         thread::scope(|scope| {
             let sources = (Ipv4Addr::new(10, 50, 0, 0), 0x4000);
             let to = SocketAddrV4::new(Ipv4Addr::new(10, 2, 0, 2), 8443);
-            let flood = scope.spawn(|| traffic::udp_flood(client, sources, to, 20_000, stop, &sent));
+            let flood = scope.spawn(move || traffic::udp_flood(client, sources, to, 20_000, stop, sent));
             // In full flow first.
             while sent.load(Ordering::Relaxed) < 4_000 && !flood.is_finished() {
                 thread::sleep(Duration::from_millis(10));
