@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build_ebpf, setup, tools, vm_test};
+use crate::{build_ebpf, setup, tools};
 
 /// `cargo xtask test`
 #[derive(clap::Args)]
@@ -74,7 +74,6 @@ impl Test {
         }
         if filter.is_none() {
             tally.conformance();
-            tally.kernels();
         }
         tally.close(begin)
     }
@@ -145,31 +144,6 @@ impl Tally {
             return;
         }
         self.check("conformance", tools::cargo().args(["xtask", "conformance"]).args(folders));
-    }
-
-    /// Other kernels under QEMU, where it can be had and Debian's packages can.
-    fn kernels(&mut self) {
-        println!("\nother kernels: `cargo xtask vm-test --quick`");
-        if let Err(error) = vm_test::possible() {
-            return self.skip(format!("other kernels: {error:#}"));
-        }
-        let verdicts = match vm_test::quick() {
-            Ok(verdicts) => verdicts,
-            Err(error) => {
-                self.failed += 1;
-                return self.failures.push(format!("other kernels: {error:#}"));
-            }
-        };
-        for (version, ending) in verdicts {
-            match ending {
-                Ok(vm_test::Ending::Passed(_)) => self.passed += 1,
-                Ok(ending) => {
-                    self.failed += 1;
-                    self.failures.push(format!("kernel {version}: {ending}"));
-                }
-                Err(error) => self.skip(format!("kernel {version}: {error:#}")),
-            }
-        }
     }
 
     fn skip(&mut self, reason: String) {

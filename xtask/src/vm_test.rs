@@ -1,21 +1,20 @@
 //! The probe tests on other kernels: Debian's packages, booted by QEMU under software emulation (no virtualisation needed).
 //!
-//! The guest is a first file system and nothing else: `weir-vm-init` as process 1, the agent and the test programs as static
-//! binaries, modules, and `ip`, `nft`, `tc` and iptables with their libraries. Everything is kept below `target/vm`.
+//! The guest is a first file system and nothing else: `weir-vm-init` as process 1, modules, `ip`, `nft`, the agent, and the
+//! test programs as cargo built them for this machine, with their shared libraries. Everything is kept below `target/vm`.
 
 mod guest;
 mod kernels;
 mod machine;
 
 use std::{
-    collections::BTreeMap,
     io::{BufRead as _, BufReader},
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{build_ebpf, tools};
 use kernels::Kernel;
@@ -47,25 +46,36 @@ pub struct VmTest {
     /// Both address families, blocking and non-blocking connects and floods in the matrix, not only the short one.
     #[arg(long)]
     full: bool,
+    /// The agent as it is released; else as it is tested, which is built sooner.
+    #[arg(long)]
+    released: bool,
 }
 
 /// The shorter selection: the oldest kernel, the one that is most in use, and the newest.
 const QUICK: [&str; 3] = ["5.10", "6.1", "7.2"];
 
-/// Seconds for a guest: about four times what one takes on two processors with nothing else to do.
+/// Seconds for a guest: about five times what one takes on two processors with nothing else to do.
 const LIMIT: u64 = 900;
 
 impl VmTest {
     /// Exit codes: 0 all passed, 1 a test failed, 2 could not be run, 3 a kernel panicked, 4 a guest hung.
     pub fn run(self) -> Result<ExitCode> {
-        let Self { kernels, quick, filter, matrix, refresh, limit, verbose, full } = self;
+        let Self { kernels, quick, filter, matrix, refresh, limit, verbose, full, released } = self;
         if quick {
             let worst = self::quick()?.iter().map(|(_, ending)| code(ending)).max();
             return Ok(ExitCode::from(worst.unwrap_or(2)));
         }
         let chosen = kernels::choose(&kernels)?;
-        let options =
-            Options { filter, matrix, refresh, limit: Duration::from_secs(limit), verbose, full, document: true };
+        let options = Options {
+            filter,
+            matrix,
+            refresh,
+            limit: Duration::from_secs(limit),
+            verbose,
+            full,
+            document: true,
+            released,
+        };
         let worst = all(&chosen, &options)?.iter().map(|(_, ending)| code(ending)).max();
         Ok(ExitCode::from(worst.unwrap_or(2)))
     }
@@ -73,15 +83,6 @@ impl VmTest {
 
 /// One kernel, and how its guest ended; an error where it could not be run.
 pub type Verdict = (&'static str, Result<Ending>);
-
-/// Whether this machine can run guests: it has apt for the kernels, and QEMU, which is installed if it can be.
-///
-/// # Errors
-/// What is missing.
-pub fn possible() -> Result<()> {
-    kernels::require_debian()?;
-    machine::ensure_qemu().map(drop)
-}
 
 /// Runs the shorter selection, for other commands.
 ///
@@ -97,6 +98,8 @@ pub fn quick() -> Result<Vec<Verdict>> {
         verbose: false,
         full: false,
         document: false,
+        // Built for the other tests already; building the released one takes longer than the guests do.
+        released: false,
     };
     all(&chosen, &options)
 }
@@ -115,6 +118,8 @@ struct Options {
     full: bool,
     /// Put what the matrix found into the documentation.
     document: bool,
+    /// The agent as it is released, which is faster under emulation than as it is tested.
+    released: bool,
 }
 
 /// Runs the guests one after the other and prints a line for each.
@@ -122,7 +127,7 @@ fn all(chosen: &[&'static Kernel], options: &Options) -> Result<Vec<Verdict>> {
     kernels::require_debian()?;
     let qemu = machine::ensure_qemu()?;
     build_ebpf::build()?;
-    let programs = build()?;
+    let programs = build(options.released)?;
     let mut verdicts = Vec::new();
     for kernel in chosen {
         let begin = Instant::now();
@@ -162,7 +167,7 @@ fn one(kernel: &Kernel, qemu: &machine::Qemu, programs: &[PathBuf], options: &Op
     eprintln!("console: {}", log.display());
     if options.document && std::fs::metadata(&out).is_ok_and(|file| file.len() > 0) {
         let document = tools::root().join("docs/accuracy.md");
-        let mut merge = Command::new(&programs[2]);
+        let mut merge = Command::new(tools::built("weir-matrix"));
         merge.arg("--read").arg(&out).arg("--markdown").arg(document).stdout(Stdio::null());
         let status = merge.status().context("cannot start weir-matrix")?;
         ensure!(status.code().is_some_and(|code| code < 2), "the guest's matrix cannot be read: {}", out.display());
@@ -170,32 +175,28 @@ fn one(kernel: &Kernel, qemu: &machine::Qemu, programs: &[PathBuf], options: &Op
     Ok(ending)
 }
 
-/// What the guests' programs are built for: static, without the libraries of this machine.
-const TRIPLE: &str = "x86_64-unknown-linux-gnu";
-
-/// The agent (`WEIR_BIN`, or a built one), process 1, the matrix and the tests, in this order.
-fn build() -> Result<Vec<PathBuf>> {
+/// The agent (`WEIR_BIN`, or a built one), process 1, the matrix and the tests, in this order, as cargo leaves them.
+fn build(released: bool) -> Result<Vec<PathBuf>> {
+    let given = std::env::var_os("WEIR_BIN").map(PathBuf::from);
+    if given.is_none() && released {
+        tools::run(tools::cargo().args(["build", "--quiet", "--release", "--package", "weir", "--bin", "weir"]))?;
+    }
+    // Both packages in one command, as for the other tests: apart they have other features, and all is built again.
+    tools::run(tools::cargo().args(["build", "--quiet", "--package", "weir", "--package", "weir-tests", "--bins"]))?;
+    let agent =
+        given.unwrap_or_else(|| if released { tools::target().join("release/weir") } else { tools::built("weir") });
     let mut cargo = tools::cargo();
-    // Given a target, cargo leaves the flags to what is built for it: build scripts stay as they are.
-    cargo.args(["build", "--quiet", "--profile", "vm", "--target", TRIPLE, "--features", "weir-tests/root"]);
-    cargo.args(["--package", "weir", "--package", "weir-tests"]).env("RUSTFLAGS", "-C target-feature=+crt-static");
-    cargo.args(["--bin", "weir", "--bin", "weir-vm-init", "--bin", "weir-matrix", "--test", "probes"]);
-    cargo.arg("--target-dir").arg(tools::target().join("vm/build"));
-    cargo.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
+    cargo.args(["test", "--quiet", "--package", "weir-tests", "--features", "root", "--test", "probes", "--no-run"]);
+    cargo.arg("--message-format=json").stdout(Stdio::piped());
     let mut child = cargo.spawn().context("cannot start cargo")?;
-    let mut built = BTreeMap::new();
+    let mut tests = None;
     for line in BufReader::new(child.stdout.take().context("it was piped")?).lines() {
         let message: serde_json::Value = serde_json::from_str(&line?).unwrap_or_default();
-        if let (Some(name), Some(path)) = (message["target"]["name"].as_str(), message["executable"].as_str()) {
-            built.insert(name.to_owned(), PathBuf::from(path));
+        if message["target"]["name"] == "probes" && message["executable"].is_string() {
+            tests = message["executable"].as_str().map(PathBuf::from);
         }
     }
-    ensure!(child.wait()?.success(), "building the guests' programs failed");
-    if let Some(agent) = std::env::var_os("WEIR_BIN") {
-        built.insert("weir".to_owned(), agent.into());
-    }
-    ["weir", "weir-vm-init", "weir-matrix", "probes"]
-        .into_iter()
-        .map(|name| built.remove(name).with_context(|| format!("cargo did not say where it left {name}")))
-        .collect()
+    ensure!(child.wait()?.success(), "building the probe tests failed");
+    let Some(tests) = tests else { bail!("cargo did not say where the probe tests are") };
+    Ok(vec![agent, tools::built("weir-vm-init"), tools::built("weir-matrix"), tests])
 }
