@@ -1,6 +1,9 @@
 //! The command line on a node, on real packets: what an attempt looks like live, why it is denied, and what becomes of one
 //! that is opened on purpose.
 
+#[path = "node/host_network.rs"]
+mod host_network;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};

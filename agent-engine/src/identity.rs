@@ -3,6 +3,8 @@
 //! Follows the cluster change by change. A pod's address stays its own for a while after the pod is gone, because what the
 //! kernel saw can be older than what the API said, and addresses are reused.
 
+mod local;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -10,9 +12,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{Change, Cluster, Kind};
+use crate::attempt::Attempt;
+use crate::cluster::{Change, Cluster, Kind, Pod};
 use crate::time::Time;
 use crate::words::{Name, Protocol, Workload};
+use local::Local;
 
 /// How long the address of a pod that is gone is still taken for that pod's.
 pub const TOMBSTONE: Duration = Duration::from_secs(60);
@@ -109,6 +113,7 @@ pub struct Identity {
     pod_cidrs: Vec<ipnet::IpNet>,
     /// What lookups said of an address, and when; none where all objects are known.
     answers: Option<BTreeMap<IpAddr, Answer>>,
+    local: Local,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -152,7 +157,10 @@ impl Identity {
     pub fn update(&mut self, cluster: &Cluster, change: &Change, now: Time) {
         let (Change::Applied(key) | Change::Deleted(key)) = change else { return };
         match key.kind {
-            Kind::Pod => self.pod(cluster, &key.name, now),
+            Kind::Pod => {
+                self.pod(cluster, &key.name, now);
+                self.local.pod(cluster, &key.name);
+            }
             Kind::Node => {
                 self.pod_cidrs = cluster.nodes().flat_map(|n| n.pod_cidrs.iter().copied()).collect();
                 self.pod_cidrs.sort_unstable();
@@ -210,6 +218,45 @@ impl Identity {
             return Peer::Unknown { address };
         }
         Peer::External { address }
+    }
+
+    /// Who dialled: by the address, else by the socket's network namespace, else by its task's cgroup. Both are exact and known
+    /// of sockets of this node only; they tell pods whose address no object has yet, and the node behind addresses that its
+    /// object does not name (its bridge's).
+    #[must_use]
+    pub fn dialler(&self, cluster: &Cluster, attempt: &Attempt) -> Peer {
+        let peer = self.peer(cluster, attempt.dialled.source, attempt.started);
+        let known = match &peer {
+            Peer::Unknown { .. } | Peer::GonePod { .. } => {
+                self.local.by_namespace(cluster, attempt.netns).or_else(|| self.by_cgroup(cluster, attempt))
+            }
+            // A second network's address: no policy has a say there. But a node's is its own, whatever network it is in.
+            Peer::External { .. } => {
+                self.local.by_namespace(cluster, attempt.netns).filter(|peer| matches!(peer, Peer::Node { .. }))
+            }
+            _ => None,
+        };
+        known.unwrap_or(peer)
+    }
+
+    /// The pod in whose cgroup an attempt's task was.
+    #[must_use]
+    pub fn pod_of_task<'a>(&self, cluster: &'a Cluster, attempt: &Attempt) -> Option<&'a Pod> {
+        let uid = attempt.owner.as_ref()?.pod.as_ref()?;
+        cluster.pod(self.local.uids.get(uid)?)
+    }
+
+    fn by_cgroup(&self, cluster: &Cluster, attempt: &Attempt) -> Option<Peer> {
+        let pod = self.pod_of_task(cluster, attempt).filter(|pod| !pod.host_network)?;
+        Some(Peer::Pod { name: pod.name.clone(), workload: pod.workload.clone() })
+    }
+
+    /// Remembers whose the network namespace is that an attempt came from; it must have come from this node.
+    pub fn learn(&mut self, cluster: &Cluster, attempt: &Attempt) {
+        if attempt.netns != 0 && attempt.owner.is_some() && !self.local.knows(attempt) {
+            let peer = self.peer(cluster, attempt.dialled.source, attempt.started);
+            self.local.learn(attempt, peer);
+        }
     }
 
     /// The API server's endpoints: address and port, from the EndpointSlices of `default/kubernetes`.

@@ -168,9 +168,22 @@ pub(crate) fn connect_as(
     port: u16,
     end: End,
 ) {
+    let owner = Owner { pid: 42, comm: comm.into(), cgroup: 1, pod: None };
+    connect_owned(engine, owner, ms, source, destination, port, end);
+}
+
+/// The same, by this task.
+pub(crate) fn connect_owned(
+    engine: &mut Engine,
+    owner: Owner,
+    ms: u64,
+    source: &str,
+    destination: &str,
+    port: u16,
+    end: End,
+) {
     let tuple = tuple(source, destination, port, Protocol::Tcp);
     let socket = 0xffff_0000_0000_0000 + ms;
-    let owner = Owner { pid: 42, comm: comm.into(), cgroup: 1 };
     let start = AttemptStart { at: at(ms), tuple: Tuple { source_port: 0, ..tuple }, socket, netns: 1, owner };
     engine.observe(at(ms), &Observation::AttemptStart(start));
     if matches!(end, End::Dropped | End::Rejected) {

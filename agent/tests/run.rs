@@ -64,7 +64,7 @@ fn connect(port: u16) -> Observation {
         destination_port: port,
         protocol: Protocol::Tcp,
     };
-    let owner = Owner { pid: 1, comm: "curl".to_owned(), cgroup: 1 };
+    let owner = Owner { pid: 1, comm: "curl".to_owned(), cgroup: 1, pod: None };
     Observation::AttemptStart(AttemptStart { at: now, tuple, socket: 7, netns: 1, owner })
 }
 

@@ -54,8 +54,8 @@ pub struct VmTest {
 /// The shorter selection: the oldest kernel, the one that is most in use, and the newest.
 const QUICK: [&str; 3] = ["5.10", "6.1", "7.2"];
 
-/// Seconds for a guest: about four times what one takes on two processors with nothing else to do.
-const LIMIT: u64 = 600;
+/// Seconds for a guest: about five times what one takes on two processors with nothing else to do.
+const LIMIT: u64 = 900;
 
 impl VmTest {
     /// Exit codes: 0 all passed, 1 a test failed, 2 could not be run, 3 a kernel panicked, 4 a guest hung.

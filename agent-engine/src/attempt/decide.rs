@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::table::JOIN;
+use super::table::ANSWER;
 use super::{JoinedDrop, Outcome};
 use crate::observation::{AttemptEnd, DropClass, QueuedError};
 use crate::time::Time;
@@ -97,8 +97,8 @@ impl Ending {
 
 /// The outcome of an ended attempt.
 pub(super) fn decide(ending: &Ending, dropped: Option<&JoinedDrop>) -> Outcome {
-    let by_policy = |at: &Time| dropped.is_some_and(|d| d.class.is_policy_capable() && d.at.distance(*at) <= JOIN);
-    let by_route = |at: &Time| dropped.is_some_and(|d| d.class == DropClass::Route && d.at.distance(*at) <= JOIN);
+    let by_policy = |at: &Time| dropped.is_some_and(|d| d.class.is_policy_capable() && d.at.distance(*at) <= ANSWER);
+    let by_route = |at: &Time| dropped.is_some_and(|d| d.class == DropClass::Route && d.at.distance(*at) <= ANSWER);
     match ending {
         Ending::Established { .. } => Outcome::Established,
         Ending::Answered { at, .. } if by_policy(at) => Outcome::Rejected,

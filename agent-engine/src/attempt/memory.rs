@@ -11,6 +11,8 @@ use crate::time::Time;
 
 /// How long a drop is remembered for attempts that end without one of their own.
 const REMEMBER: Duration = Duration::from_secs(150);
+/// How often what is old is looked for.
+const SWEEP: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
@@ -22,6 +24,7 @@ pub(super) struct Memory {
     pub errors: BTreeMap<u64, (Time, i32)>,
     /// Packets that this machine answered with "destination unreachable", by full tuple as they were.
     pub unreachable: BTreeMap<(FlowKey, u16), Time>,
+    swept: Time,
 }
 
 impl Memory {
@@ -31,13 +34,17 @@ impl Memory {
         sent.is_some_and(|at| at.distance(e.at) <= JOIN)
     }
 
-    /// Forgets what is old, and what is more than `max` of a kind.
+    /// Forgets what is more than `max` of a kind, and now and then what is old. Called with every event: looking through all
+    /// of it each time would make a flood of drops from everywhere cost its square.
     pub fn forget(&mut self, now: Time, max: usize) {
-        let old = |at: Time| at.plus(REMEMBER) < now;
-        self.seen.retain(|_, at| !old(*at));
-        self.drops.retain(|_, (d, _)| !old(d.at));
-        self.errors.retain(|_, (at, _)| !old(*at));
-        self.unreachable.retain(|_, at| at.plus(HOLD) >= now);
+        if now >= self.swept.plus(SWEEP) {
+            self.swept = now;
+            let old = |at: Time| at.plus(REMEMBER) < now;
+            self.seen.retain(|_, at| !old(*at));
+            self.drops.retain(|_, (d, _)| !old(d.at));
+            self.errors.retain(|_, (at, _)| !old(*at));
+            self.unreachable.retain(|_, at| at.plus(HOLD) >= now);
+        }
         bound(&mut self.seen, max);
         bound(&mut self.drops, max);
         bound(&mut self.errors, max);

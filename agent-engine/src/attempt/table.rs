@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::decide::{Ending, decide};
+use super::decide::{Answer, Ending, decide};
 use super::memory::Memory;
 use super::open::{FlowKey, Id, Open, key};
 use super::{Attempt, JoinedDrop, Outcome};
@@ -20,10 +20,15 @@ use crate::observation::{
 use crate::time::Time;
 use crate::words::Protocol;
 
-/// How close to a transmission a drop must be to belong to it, and to an RST or ICMP answer to be its cause.
+/// How close to a transmission a drop must be to belong to it, as long as the source port is not known.
 pub(super) const JOIN: Duration = Duration::from_millis(50);
+/// How close to an RST or ICMP answer the drop of the same packet is. They are next to each other in the kernel's code, but a
+/// processor can be taken away in between; SYNs are a second or more apart (RFC 6298), so it is no other SYN's drop.
+pub(super) const ANSWER: Duration = Duration::from_millis(500);
 /// How long an end waits for what may overtake it: [`JOIN`] and the way through the ring buffer.
 pub(super) const HOLD: Duration = Duration::from_millis(100);
+/// "Prohibited" without a drop of this machine accuses a rule elsewhere. A route may have said it here, whose drop comes next.
+const HOLD_PROHIBITED: Duration = Duration::from_millis(750);
 /// A SYN that nobody answered for this long is reported, end or not.
 pub(super) const SILENT: Duration = Duration::from_secs(3);
 /// An attempt whose end never came: longer than `tcp_syn_retries` 6 (127 s) allows.
@@ -131,14 +136,15 @@ impl Attempts {
             Ending::Established { .. } => false,
             // A policy's rule may have answered, and its drop come later.
             Ending::Answered { .. } => {
-                open.dropped.as_ref().is_some_and(|d| d.class.is_policy_capable() && d.at.distance(e.at) <= JOIN)
+                open.dropped.as_ref().is_some_and(|d| d.class.is_policy_capable() && d.at.distance(e.at) <= ANSWER)
             }
             Ending::GaveUp { .. } => true,
         };
         if matches!(ending, Ending::Established { .. }) {
             self.established.insert((open.tuple.source, open.tuple.source_port), id);
         }
-        open.ending = Some((ending, now.plus(HOLD)));
+        let unsure = matches!(ending, Ending::Answered { answer: Answer::Prohibited, .. }) && open.dropped.is_none();
+        open.ending = Some((ending, now.plus(if unsure { HOLD_PROHIBITED } else { HOLD })));
         if certain { self.finish(&id) } else { self.reschedule(&id) }
     }
 
@@ -338,15 +344,20 @@ impl Attempts {
             open.translate(translated);
         }
         open.last_sent = open.last_sent.max(if drop.reply { open.last_sent } else { drop.at });
-        let rejected = drop.class.is_policy_capable()
-            && matches!(&open.ending, Some((Ending::Answered { at, .. }, _)) if at.distance(drop.at) <= JOIN);
+        // What answered is known with it: a rule, or a route that says "prohibited".
+        let explained = match &open.ending {
+            Some((Ending::Answered { at, answer, .. }, _)) if at.distance(drop.at) <= ANSWER => {
+                drop.class.is_policy_capable() || drop.class == DropClass::Route && *answer == Answer::Prohibited
+            }
+            _ => false,
+        };
         // A verdict of a policy-capable class is worth more than what else became of the packet.
         let better =
             open.dropped.as_ref().is_none_or(|d| !d.class.is_policy_capable() || drop.class.is_policy_capable());
         if better {
             open.dropped = Some(drop);
         }
-        if rejected {
+        if explained {
             self.finish(id);
             return;
         }

@@ -48,7 +48,7 @@ fn tuple(destination: &str, port: u16, source_port: u16) -> Tuple {
 }
 
 fn start(at: u64, socket: u64) -> AttemptStart {
-    let owner = Owner { pid: 7, comm: "envoy".into(), cgroup: 1 };
+    let owner = Owner { pid: 7, comm: "envoy".into(), cgroup: 1, pod: None };
     AttemptStart { at: ms(at), tuple: tuple(SERVICE, 443, 0), socket, netns: 5, owner }
 }
 
@@ -142,13 +142,19 @@ fn outcome_of_what_the_kernel_did() {
         ),
         ("ICMP port unreachable with policy drop", &[Icmp(1, 3), Drop(1, NF.0, NF.1)], Rejected),
         ("ICMP port unreachable from elsewhere", &[Icmp(1, 3), Timeout(200)], Rejected),
-        ("ICMP 3/13 needs no drop", &[Icmp(1, 13), Timeout(200)], Rejected),
-        ("ICMP 3/9 needs no drop", &[Icmp(1, 9), Timeout(200)], Rejected),
-        ("ICMP 3/10 needs no drop", &[Icmp(1, 10), Timeout(200)], Rejected),
+        ("ICMP 3/13 needs no drop", &[Icmp(1, 13), Timeout(800)], Rejected),
+        ("ICMP 3/9 needs no drop", &[Icmp(1, 9), Timeout(800)], Rejected),
+        ("ICMP 3/10 needs no drop", &[Icmp(1, 10), Timeout(800)], Rejected),
         ("ICMP host unreachable", &[Icmp(1, 1), Timeout(200)], Unreachable),
         ("ICMP host unreachable with policy drop", &[Drop(0, NF.0, NF.1), Icmp(1, 1), Timeout(200)], Rejected),
         ("sk_err 113: the neighbour is gone", &[Error(3000, 113), Timeout(3200)], Unreachable),
-        ("sk_err 13: ICMPv6 prohibited", &[Error(1, 13), Timeout(200)], Rejected),
+        ("sk_err 13: ICMPv6 prohibited", &[Error(1, 13), Timeout(800)], Rejected),
+        (
+            "a prohibit route on a processor that stops between answer and drop",
+            &[Icmp(1, 13), Timeout(300), Drop(350, "NOT_SPECIFIED", "ip_error"), Timeout(800)],
+            Unreachable,
+        ),
+        ("a policy drop, and the RST when the processor goes on", &[Drop(0, NF.0, NF.1), Reset(300)], Rejected),
         (
             "a prohibit route answers 3/13, then drops",
             &[Icmp(1, 13), Drop(1, "NOT_SPECIFIED", "ip_error"), Timeout(200)],

@@ -41,6 +41,9 @@ pub struct ContainerPort {
 pub struct Pod {
     /// Namespace and name.
     pub name: Name,
+    /// What its cgroup is called by: `metadata.uid`, of a static pod the hash of its manifest (the annotation
+    /// `kubernetes.io/config.hash`).
+    pub uid: Option<Arc<str>>,
     /// Live labels.
     pub labels: Labels,
     /// Annotations.
@@ -94,8 +97,10 @@ impl Pod {
                 s.containers.iter().chain(sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always")))
             })
             .collect();
+        let hash = meta.annotations.as_ref().and_then(|all| all.get("kubernetes.io/config.hash"));
         Self {
             workload: workload(o, &name, &labels),
+            uid: hash.or(meta.uid.as_ref()).map(|uid| uid.as_str().into()),
             labels,
             annotations: labels_of(meta.annotations.as_ref()),
             node: spec.and_then(|s| s.node_name.as_deref()).map(Into::into),

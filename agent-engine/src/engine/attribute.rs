@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::attempt::Attempt;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Pod};
 use crate::identity::{Identity, Peer};
 use crate::ledger::{Instance, Ledger};
 use crate::policy::Endpoint;
@@ -53,7 +53,7 @@ impl World<'_> {
             return Attribution::Local;
         }
         let who = |address| self.identity.peer(self.cluster, address, attempt.started);
-        let source = SeenEnd { peer: who(dialled.source), address: dialled.source };
+        let source = SeenEnd { peer: self.identity.dialler(self.cluster, attempt), address: dialled.source };
         let (address, port) = match &attempt.translated {
             Some(t) => (t.destination, t.destination_port),
             None => (dialled.destination, dialled.destination_port),
@@ -67,7 +67,7 @@ impl World<'_> {
         }
         let unknown = |peer: &Peer| matches!(peer, Peer::Unknown { .. } | Peer::GonePod { .. });
         if unknown(&source.peer) || unknown(&destination.peer) {
-            let known = self.sources(&source, None).into_iter().map(|(end, _)| end).next();
+            let known = self.sources(&source, None, attempt).into_iter().map(|(end, _)| end).next();
             return Attribution::Unknown { source: known, protocol, port };
         }
         let backends = if attempt.translated.is_none() {
@@ -77,7 +77,7 @@ impl World<'_> {
         };
         let mut targets = Vec::new();
         if backends.is_empty() {
-            self.direct(&source, &destination, protocol, port, &mut targets);
+            self.direct(&source, &destination, protocol, port, attempt, &mut targets);
         } else {
             self.through_service(&source, address, protocol, port, &backends, attempt, &mut targets);
         }
@@ -92,8 +92,16 @@ impl World<'_> {
         Attribution::Pairs(targets)
     }
 
-    fn direct(&self, source: &SeenEnd, to: &SeenEnd, protocol: Protocol, port: u16, targets: &mut Vec<Target>) {
-        for (from, source_endpoint) in self.sources(source, self.node_of(&to.peer)) {
+    fn direct(
+        &self,
+        source: &SeenEnd,
+        to: &SeenEnd,
+        protocol: Protocol,
+        port: u16,
+        attempt: &Attempt,
+        targets: &mut Vec<Target>,
+    ) {
+        for (from, source_endpoint) in self.sources(source, self.node_of(&to.peer), attempt) {
             let destinations = match &to.peer {
                 Peer::Pod { name, workload } => vec![(End::Workload(workload.clone()), pod(name, to.address))],
                 Peer::ApiServer { address } => vec![(End::ApiServer, Endpoint::Address(*address))],
@@ -135,7 +143,7 @@ impl World<'_> {
         targets: &mut Vec<Target>,
     ) {
         // NodeLocal DNSCache answers on the DNS Service's own address where it runs with iptables, and does not with IPVS.
-        for (from, endpoint) in self.sources(source, None) {
+        for (from, endpoint) in self.sources(source, None, attempt) {
             for key in self.ledger.pairs(&from, &End::NodeLocalDns, protocol, port) {
                 let instance = Instance { source: endpoint.clone(), destination: Endpoint::Address(address) };
                 let candidates = vec![Endpoint::Address(address)];
@@ -146,7 +154,7 @@ impl World<'_> {
         for (backend, pod_port) in backends {
             let to = SeenEnd { peer: self.identity.peer(self.cluster, *backend, attempt.started), address: *backend };
             if !one_namespace(&source.peer, &to.peer) {
-                self.direct(source, &to, protocol, *pod_port, &mut found);
+                self.direct(source, &to, protocol, *pod_port, attempt, &mut found);
             }
         }
         for target in found {
@@ -165,13 +173,20 @@ impl World<'_> {
     }
 
     /// Every end that a source may be, with the endpoint that policies judge.
-    fn sources(&self, source: &SeenEnd, destination_node: Option<&str>) -> Vec<(End, Endpoint)> {
+    fn sources(&self, source: &SeenEnd, destination_node: Option<&str>, attempt: &Attempt) -> Vec<(End, Endpoint)> {
         match &source.peer {
             Peer::Pod { name, workload } => vec![(End::Workload(workload.clone()), pod(name, source.address))],
             Peer::Node { name, api_server } => {
                 let endpoint = Endpoint::Node { name: name.clone(), address: Some(source.address) };
-                let end = if destination_node == Some(&**name) { End::Kubelet } else { End::Node };
-                let mut ends = vec![(end, endpoint.clone())];
+                let mut ends = match self.host_pod(name, attempt) {
+                    // A pod of the host's network: neither the kubelet nor another of those pods.
+                    Some(known) => vec![
+                        (End::Workload(known.workload.clone()), pod(&known.name, source.address)),
+                        (End::Node, endpoint.clone()),
+                    ],
+                    None if destination_node == Some(&**name) => vec![(End::Kubelet, endpoint.clone())],
+                    None => vec![(End::Node, endpoint.clone())],
+                };
                 if *api_server {
                     ends.push((End::ApiServer, endpoint));
                 }
@@ -186,6 +201,12 @@ impl World<'_> {
             | Peer::Loopback
             | Peer::Unknown { .. } => Vec::new(),
         }
+    }
+
+    /// The hostNetwork pod of this node whose cgroup the connecting task was in.
+    fn host_pod(&self, node: &str, attempt: &Attempt) -> Option<&Pod> {
+        let pod = self.identity.pod_of_task(self.cluster, attempt)?;
+        (pod.host_network && pod.node.as_deref() == Some(node)).then_some(pod)
     }
 
     /// hostNetwork pods that listen at a node's address.

@@ -8,6 +8,7 @@ use super::{DEBOUNCE, Engine, MAX_RECENT};
 use crate::attempt::{Attempt, Outcome};
 use crate::identity::Peer;
 use crate::ledger::NO_FLOW;
+use crate::observation::Owner;
 use crate::policy::{Admission, Endpoint, Flow};
 use crate::requirement::{End, PortSource, Role};
 use crate::time::Time;
@@ -21,6 +22,7 @@ impl Engine {
             self.recent.pop_front();
         }
         self.recent.push_back(attempt.clone());
+        self.identity.learn(&self.cluster, &attempt);
         let world = World { cluster: &self.cluster, identity: &self.identity, ledger: &self.ledger };
         let established = attempt.outcome == Outcome::Established;
         let mut flow: Arc<str> = NO_FLOW.into();
@@ -104,11 +106,11 @@ impl Engine {
     /// "established" says nothing about the destination. What does is a connection of the proxy itself (Envoy's threads are
     /// `envoy` and `wrk:…`), or the destination's listener.
     fn is_masked(&self, attempt: &Attempt) -> bool {
-        let is_proxy = attempt.owner.as_ref().is_none_or(|o| o.comm == "envoy" || o.comm.starts_with("wrk:"));
+        let is_proxy = attempt.owner.as_ref().is_none_or(Owner::is_proxy);
         if attempt.accepted || is_proxy {
             return false;
         }
-        match self.identity.peer(&self.cluster, attempt.dialled.source, attempt.started) {
+        match self.identity.dialler(&self.cluster, attempt) {
             Peer::Pod { name, .. } => self.resolver.roles(&name).contains(Role::Sidecar),
             _ => false,
         }

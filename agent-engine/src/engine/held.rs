@@ -90,7 +90,10 @@ impl Engine {
         let destination = attempt.translated.as_ref().map_or(dialled.destination, |t| t.destination);
         let ends = [dialled.source, destination];
         let answers = ends.map(|address| (address, self.identity.answered_at(address)));
-        let peers = ends.map(|address| self.identity.peer(&self.cluster, address, attempt.started));
+        let peers = [
+            self.identity.dialler(&self.cluster, attempt),
+            self.identity.peer(&self.cluster, destination, attempt.started),
+        ];
         // Between two unknown ends nothing is ours to tell: on a node, one end is always one of its own pods.
         let is_unknown = |peer: &Peer| matches!(peer, Peer::Unknown { .. });
         if peers.iter().all(is_unknown) {

@@ -2,6 +2,8 @@
 
 mod attribute;
 #[cfg(test)]
+mod attribute_tests;
+#[cfg(test)]
 mod candidate_tests;
 mod candidates;
 mod credit;

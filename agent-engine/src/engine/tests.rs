@@ -469,3 +469,24 @@ fn thousands_of_policies_that_select_one_pod_are_one_decision() {
     engine.handle_timeout(at(30_200));
     assert_eq!(xds(&engine, 30_200).state, State::Silent, "one of them admits");
 }
+
+/// The probes let through a thousand new kinds of drops a second and processor; each from another address, to a required port.
+#[test]
+fn a_flood_from_everywhere_grows_nothing_without_end() {
+    let mut engine = t::engine(&[t::default_deny("istio-system")]);
+    let mut size = |from: u32, to: u32| {
+        for n in from..to {
+            let (ms, source) = (20_000 + u64::from(n), std::net::Ipv4Addr::from(0x0b00_0000 + n).to_string());
+            let tuple = t::tuple(&source, t::ISTIOD, 15012, Protocol::Tcp);
+            engine.observe(at(ms), &t::drop_of(ms, tuple));
+            if n % 100 == 0 {
+                engine.handle_timeout(at(ms));
+            }
+        }
+        let now = at(20_000 + u64::from(to));
+        engine.handle_timeout(now);
+        serde_json::to_string(&engine.snapshot(now)).expect("a snapshot is JSON").len()
+    };
+    let (early, late) = (size(0, 10_000), size(10_000, 30_000));
+    assert!(late < early + early / 10, "{early} bytes after 10 s, {late} after 30 s");
+}

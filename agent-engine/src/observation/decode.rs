@@ -120,7 +120,7 @@ fn tuple(t: &weir_common::Tuple) -> Option<Tuple> {
 
 fn owner(o: &weir_common::Owner) -> Owner {
     let length = o.comm.iter().position(|b| *b == 0).unwrap_or(o.comm.len());
-    Owner { pid: o.pid, comm: String::from_utf8_lossy(&o.comm[..length]).into_owned(), cgroup: o.cgroup }
+    Owner { pid: o.pid, comm: String::from_utf8_lossy(&o.comm[..length]).into_owned(), cgroup: o.cgroup, pod: None }
 }
 
 /// The tail of a socket's error queue, where the probe found one.

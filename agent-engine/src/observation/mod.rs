@@ -7,6 +7,7 @@ mod decode;
 mod drop_class;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 pub use decode::address;
 pub use drop_class::DropClass;
@@ -49,6 +50,18 @@ pub struct Owner {
     pub comm: String,
     /// cgroup v2 id, 1 where the host has none for its pods.
     pub cgroup: u64,
+    /// UID of its pod, by its cgroup; of a static pod the hash of its manifest. None for what is no pod's, and where the cgroup
+    /// cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Arc<str>>,
+}
+
+impl Owner {
+    /// Envoy, by the names of its threads: the main one and its workers.
+    #[must_use]
+    pub fn is_proxy(&self) -> bool {
+        self.comm == "envoy" || self.comm.starts_with("wrk:")
+    }
 }
 
 /// A TCP socket went CLOSE → SYN_SENT.

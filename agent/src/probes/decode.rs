@@ -2,14 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
 use weir_common::{Event, udp_flags};
 use weir_engine::observation::{Observation, Symbols as Names};
 
-use super::symbols::Symbols;
+use super::{cgroup::Pods, symbols::Symbols};
 
 /// A connected UDP socket that lived shorter than this and got nothing was not necessarily sent from: name resolution opens
 /// and closes such sockets only to learn the source address of a route. Nanoseconds.
@@ -20,13 +20,20 @@ const INSTANT: u64 = 100_000_000;
 pub struct Decoder {
     reasons: BTreeMap<u32, String>,
     symbols: Mutex<Symbols>,
+    pods: Mutex<Pods>,
 }
 
 impl Decoder {
     /// `reasons` from the kernel's BTF, locations from `kallsyms`.
     #[must_use]
     pub fn new(reasons: BTreeMap<u32, String>, kallsyms: &Path) -> Self {
-        Self { reasons, symbols: Mutex::new(Symbols::read(kallsyms)) }
+        Self { reasons, symbols: Mutex::new(Symbols::read(kallsyms)), pods: Mutex::default() }
+    }
+
+    /// With the mount of the cgroup v2 hierarchy, where there is one: tasks' pods are known by it.
+    #[must_use]
+    pub fn with_cgroups(self, mount: Option<PathBuf>) -> Self {
+        Self { pods: Mutex::new(Pods::new(mount)), ..self }
     }
 
     /// The observation, or `None` where the event says nothing about a connection.
@@ -39,7 +46,16 @@ impl Decoder {
         {
             return None;
         }
-        Observation::from_event(event, self)
+        let mut seen = Observation::from_event(event, self)?;
+        let owner = match &mut seen {
+            Observation::AttemptStart(start) => Some(&mut start.owner),
+            Observation::UdpEnd(end) => Some(&mut end.owner),
+            _ => None,
+        };
+        if let Some(owner) = owner.filter(|owner| owner.pid != 0) {
+            owner.pod = self.pods.lock().unwrap_or_else(PoisonError::into_inner).uid(owner.cgroup, owner.pid);
+        }
+        Some(seen)
     }
 }
 

@@ -21,6 +21,7 @@
 //! process. Nothing is pinned.
 
 pub mod btf;
+pub mod cgroup;
 mod decode;
 mod error;
 pub mod host;
@@ -218,7 +219,7 @@ impl Probes {
     /// Gives names to what events carry as numbers. Reads kallsyms: takes a fraction of a second.
     #[must_use]
     pub fn decoder(&self) -> Decoder {
-        Decoder::new(self.types.drop_reasons.clone(), &self.kallsyms)
+        Decoder::new(self.types.drop_reasons.clone(), &self.kallsyms).with_cgroups(load::root_cgroup())
     }
 
     /// Waits for the next tenth of a second (or less, if much is waiting) and appends all events since, in kernel order.

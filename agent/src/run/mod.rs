@@ -22,6 +22,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::{error, info};
 use weir_engine::engine::{Engine, Settings};
 
+use crate::memory;
 use crate::outputs::events::Events;
 use crate::outputs::socket::{BindError, Socket};
 use crate::outputs::{Views, http};
@@ -65,6 +66,7 @@ pub struct Config {
 /// # Errors
 /// When the machine refuses threads or descriptors.
 pub fn runtime() -> anyhow::Result<Runtime> {
+    memory::keep_little();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(2).enable_all().build().context("cannot start the event loop")
 }
@@ -139,6 +141,7 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
     let (views, requests) = Views::channel();
     let lookups = source.lookups().filter(|_| settings.lookups);
     let event_loop = EventLoop::new(Engine::new(settings), clock, observer, recorder, lookups, events);
+    memory::give_back();
     info!(version = env!("CARGO_PKG_VERSION"), http = %address, socket = %socket_path.display(), "weir runs");
 
     let (tell, told) = watch::channel(());

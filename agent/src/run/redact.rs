@@ -7,8 +7,8 @@ use weir_engine::engine::Input;
 use weir_engine::observation::{Observation, Owner};
 
 /// Metadata that is read.
-const METADATA: [&str; 7] =
-    ["name", "namespace", "labels", "annotations", "ownerReferences", "creationTimestamp", "deletionTimestamp"];
+const METADATA: [&str; 8] =
+    ["name", "namespace", "uid", "labels", "annotations", "ownerReferences", "creationTimestamp", "deletionTimestamp"];
 /// Domains whose annotations are settings.
 const DOMAINS: [&str; 7] =
     ["istio.io", "weir.io", "prometheus.io", "kyma-project.io", "helm.sh", "kubernetes.io", "argoproj.io"];
@@ -22,8 +22,8 @@ pub(super) fn input(mut input: Input) -> Input {
     match &mut input {
         Input::Apply { object, .. } => value(object),
         Input::Observe(observation) => match observation {
-            Observation::AttemptStart(o) => o.owner = Owner::default(),
-            Observation::UdpEnd(o) => o.owner = Owner::default(),
+            Observation::AttemptStart(o) => owner(&mut o.owner),
+            Observation::UdpEnd(o) => owner(&mut o.owner),
             Observation::Retransmit(_)
             | Observation::AttemptEnd(_)
             | Observation::Accepted(_)
@@ -41,6 +41,12 @@ pub(super) fn input(mut input: Input) -> Input {
         | Input::Timeout => {}
     }
     input
+}
+
+/// Of a process: its pod, and whether it is the proxy of that pod.
+fn owner(owner: &mut Owner) {
+    let comm = if owner.is_proxy() { std::mem::take(&mut owner.comm) } else { String::new() };
+    *owner = Owner { comm, pod: owner.pod.take(), ..Owner::default() };
 }
 
 /// An object, and all that is nested in it: a pod is one wherever its template stands.
@@ -87,7 +93,18 @@ fn container(container: &mut Value) {
 mod tests {
     use serde_json::json;
 
-    use super::value;
+    use super::{owner, value};
+    use weir_engine::observation::Owner;
+
+    #[test]
+    fn of_a_process_its_pod_is_left_and_that_it_is_the_proxy() {
+        let of = |comm: &str| Owner { pid: 7, comm: comm.to_owned(), cgroup: 9, pod: Some("uid".into()) };
+        for (comm, left) in [("envoy", "envoy"), ("wrk:worker_0", "wrk:worker_0"), ("mysql-secret", "")] {
+            let mut redacted = of(comm);
+            owner(&mut redacted);
+            assert_eq!(redacted, Owner { pid: 0, cgroup: 0, ..of(left) });
+        }
+    }
 
     #[test]
     fn nothing_is_left_that_verdicts_do_not_need() {

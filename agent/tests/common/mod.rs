@@ -225,7 +225,7 @@ pub fn attempts_of(namespace: &str, name: &str) -> Vec<Live> {
         reply: false,
         retransmits: 2,
         latency_ns: None,
-        owner: Some(Owner { pid: 1234, comm: "envoy".to_owned(), cgroup: 1 }),
+        owner: Some(Owner { pid: 1234, comm: "envoy".to_owned(), cgroup: 1, pod: None }),
         admission: Admission::NotAdmitted,
         policies: vec!["istio-system/default-deny".to_owned(), format!("{namespace}/default-deny")],
     };

@@ -24,6 +24,7 @@ pub(super) fn keeps_annotation(key: &str, value: &str) -> bool {
 struct Meta {
     name: Option<String>,
     namespace: Option<String>,
+    uid: Option<String>,
     labels: Option<BTreeMap<String, String>>,
     #[serde(default, deserialize_with = "annotations")]
     annotations: Option<BTreeMap<String, String>>,
@@ -111,6 +112,7 @@ impl From<Meta> for ObjectMeta {
         Self {
             name: meta.name,
             namespace: meta.namespace,
+            uid: meta.uid,
             labels: meta.labels,
             annotations: meta.annotations,
             owner_references: owners,
