@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod cluster;
 pub mod explain;
+mod memory;
 pub mod outputs;
 pub mod probe;
 pub mod probes;

@@ -2,8 +2,8 @@
 //!
 //! A folder is searched for `*.json`, `*.json.gz`, `*.ndjson.gz` (cases and sequences of cases) and `expected*.yaml`
 //! (fixtures: single flows, and the pairs that are required in each state). One line per file: passed, failed; how the rows of
-//! required flows are covered; then the first failing cases. Exit 0: all passed; 1: some failed; 2: nothing
-//! could be judged.
+//! required flows are covered; then the first failing cases. With `--list-denied` also each denied pair of the fixtures that
+//! no row is about. Exit 0: all passed; 1: some failed; 2: nothing could be judged.
 
 mod cases;
 mod fixtures;
@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 
 /// Failures that are printed in full.
 const SHOWN: usize = 10;
+const LIST_DENIED: &str = "--list-denied";
 
 /// What one file came to.
 #[derive(Debug, Default)]
@@ -45,8 +46,10 @@ impl Tally {
 }
 
 fn main() -> ExitCode {
-    let paths: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    match run(&paths) {
+    let mut paths: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let given = paths.len();
+    paths.retain(|path| path.as_os_str() != LIST_DENIED);
+    match run(&paths, paths.len() < given) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -56,7 +59,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(paths: &[PathBuf]) -> Result<bool> {
+fn run(paths: &[PathBuf], list_denied: bool) -> Result<bool> {
     let mut files = Vec::new();
     for path in paths {
         find(path, &mut files).with_context(|| format!("cannot read {}", path.display()))?;
@@ -85,6 +88,9 @@ fn run(paths: &[PathBuf]) -> Result<bool> {
     }
     if coverage.rows > 0 {
         println!("{coverage}");
+    }
+    if list_denied {
+        coverage.beyond.iter().for_each(|pair| println!("denied: {pair}"));
     }
     let failures: Vec<&String> = tallies.iter().flat_map(|(_, t)| &t.failures).collect();
     for failure in failures.iter().take(SHOWN) {

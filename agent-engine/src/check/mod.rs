@@ -78,7 +78,7 @@ impl Model {
             cluster.apply(object, origin);
         }
         let mut identity = Identity::default();
-        let mut resolver = Resolver::new(catalogue, MAX_LEARNT);
+        let mut resolver = Resolver::new(catalogue, MAX_LEARNT, &[]);
         let mut objects = BTreeMap::new();
         for key in keys {
             *objects.entry(key.kind).or_default() += 1;

@@ -215,10 +215,15 @@ impl Cluster {
 
     /// The templates of a namespace, even where their workloads have pods.
     pub(crate) fn templates_in(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Pod> {
+        self.all_pods_in(namespace).filter(|p| p.template)
+    }
+
+    /// The pods and templates of a namespace, even where the templates' workloads have pods.
+    pub(crate) fn all_pods_in(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Pod> {
         let first = Name::new(namespace.clone(), "");
         let pods = self.pods.range(first..).map(|(_, p)| &**p);
         let namespace = namespace.clone();
-        pods.take_while(move |p| p.name.namespace == namespace).filter(|p| p.template)
+        pods.take_while(move |p| p.name.namespace == namespace)
     }
 
     fn insert_pod(&mut self, mut pod: Pod) {
@@ -294,12 +299,11 @@ impl Cluster {
 
     /// The pods of a namespace, as [`pods`](Self::pods) has them.
     pub fn pods_in(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Pod> {
-        let first = Name::new(namespace.clone(), "");
-        let pods = self.pods.range(first..).map(|(_, p)| &**p);
-        pods.take_while(|p| p.name.namespace == *namespace).filter(|p| self.stands(p))
+        self.all_pods_in(namespace).filter(|p| self.stands(p))
     }
 
-    fn stands(&self, pod: &Pod) -> bool {
+    /// Whether a pod is one, or a template that stands for the pods that its workload lacks.
+    pub(crate) fn stands(&self, pod: &Pod) -> bool {
         !pod.template || !self.live.contains_key(&pod.workload)
     }
 

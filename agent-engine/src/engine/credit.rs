@@ -109,7 +109,7 @@ impl Engine {
             return false;
         }
         match self.identity.peer(&self.cluster, attempt.dialled.source, attempt.started) {
-            Peer::Pod { name, .. } => self.resolver.roles(&name).contains(&Role::Sidecar),
+            Peer::Pod { name, .. } => self.resolver.roles(&name).contains(Role::Sidecar),
             _ => false,
         }
     }

@@ -102,7 +102,7 @@ impl Engine {
             candidates: Candidates::default(),
             traffic: Traffic::new(settings.max_learnt),
             identity: if settings.lookups { Identity::with_lookups() } else { Identity::default() },
-            resolver: Resolver::new(catalogue, settings.max_learnt),
+            resolver: Resolver::new(catalogue, settings.max_learnt, &settings.nodes),
             attempts: Attempts::new(settings.max_attempts),
             ledger: Ledger::new(spans, settings.max_pairs, settings.max_transitions),
             dirty: Dirty::default(),
@@ -370,13 +370,9 @@ impl Engine {
         let dirty = std::mem::take(&mut self.dirty);
         self.judge_at = None;
         let (cluster, settings) = (&self.cluster, &self.settings);
-        let pairs = dirty.topology.then(|| {
-            let mut pairs = self.resolver.resolve(cluster, &self.identity);
-            pairs.retain(|_, pair| settings.nodes.is_empty() || touches_node(cluster, &settings.nodes, pair));
-            pairs
-        });
+        let pairs = dirty.topology.then(|| self.resolver.resolve(cluster, &self.identity));
         if let Some(pairs) = &pairs {
-            let wanted = pairs.keys().map(|key| key.port).chain(self.resolver.application_ports(cluster));
+            let wanted = pairs.keys().map(|key| key.port).chain(self.resolver.application_ports().iter().copied());
             for port in wanted {
                 if self.watched.len() < settings.max_watched_ports {
                     self.watched.insert(port);
@@ -404,17 +400,6 @@ impl Engine {
             self.attribute(now, waiting);
         }
     }
-}
-
-/// Whether a pair has an end on one of these nodes: what happens elsewhere is another agent's to tell.
-fn touches_node(cluster: &Cluster, nodes: &[String], pair: &Pair) -> bool {
-    let ours = |node: &str| nodes.iter().any(|n| n == node);
-    let mut ends = pair.sources.iter().chain(pair.destinations.iter());
-    ends.any(|e| match e {
-        Endpoint::Pod { name, .. } => cluster.pod(name).and_then(|p| p.node.as_deref()).is_some_and(ours),
-        Endpoint::Node { name, .. } => ours(name),
-        Endpoint::Address(_) | Endpoint::External => false,
-    })
 }
 
 /// Whether attempts of a pair can be seen and told apart here.

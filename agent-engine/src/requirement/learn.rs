@@ -80,8 +80,8 @@ impl Resolver {
         let destination_roles = self.roles_of(destination, None);
         let fits = |r: &Requirement| {
             !r.configured
-                && r.learn_source.iter().any(|role| source_roles.contains(role))
-                && r.destination.iter().any(|role| destination_roles.contains(role))
+                && r.learn_source.iter().any(|role| source_roles.contains(*role))
+                && r.destination.iter().any(|role| destination_roles.contains(*role))
                 && r.protocols.contains(&protocol)
                 && (r.learn_from == LearnFrom::Attempt || established)
                 && match r.port_from {
@@ -162,16 +162,16 @@ impl Resolver {
     fn roles_of(&self, end: &SeenEnd, other_node: Option<&str>) -> Roles {
         match &end.peer {
             Peer::Pod { name, .. } => self.roles(name),
-            Peer::Node { name, .. } if Some(&**name) == other_node => [Role::Kubelet].into(),
-            Peer::Node { .. } => [Role::Node].into(),
-            Peer::Kubelet => [Role::Kubelet].into(),
-            Peer::External { .. } => [Role::External].into(),
-            Peer::ApiServer { .. } => [Role::ApiServer].into(),
+            Peer::Node { name, .. } if Some(&**name) == other_node => Role::Kubelet.into(),
+            Peer::Node { .. } => Role::Node.into(),
+            Peer::Kubelet => Role::Kubelet.into(),
+            Peer::External { .. } => Role::External.into(),
+            Peer::ApiServer { .. } => Role::ApiServer.into(),
             Peer::GonePod { .. }
             | Peer::Service { .. }
             | Peer::NodeLocalDns
             | Peer::Loopback
-            | Peer::Unknown { .. } => Roles::new(),
+            | Peer::Unknown { .. } => Roles::empty(),
         }
     }
 }

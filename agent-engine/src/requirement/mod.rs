@@ -4,6 +4,7 @@ mod catalogue;
 mod declared;
 mod learn;
 mod pair;
+mod population;
 mod resolve;
 mod role;
 #[cfg(test)]

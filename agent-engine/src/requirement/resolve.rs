@@ -1,6 +1,7 @@
 //! From the catalogue and the objects that exist to pairs.
 //!
-//! Roles are kept per pod and follow the cluster change by change; pairs are made anew from them, which is linear in pods.
+//! Who is there is kept per pod and follows the cluster change by change. Pairs are made anew from it, and only those that have
+//! an end on the own nodes: linear in the pods of the workloads in these pairs, not in those of the cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,7 +11,8 @@ use super::catalogue::{Catalogue, PortSource, Requirement};
 use super::declared;
 use super::learn::Learnt;
 use super::pair::{End, Pair, PairKey};
-use super::role::{Role, Roles, revision, roles};
+use super::population::{Population, Whose};
+use super::role::{Role, Roles, revision};
 use crate::cluster::{Change, Cluster, Kind, Pod, Service, ServicePort, TargetPort};
 use crate::identity::{Identity, NODE_LOCAL_DNS};
 use crate::policy::Endpoint;
@@ -29,34 +31,35 @@ pub struct Resolver {
     /// The catalogue without what the cluster's ConfigMaps add.
     given: Catalogue,
     refused: Vec<(Name, String)>,
-    pub(super) roles: BTreeMap<Name, Roles>,
+    pub(super) population: Population,
+    /// Ports on which applications are or were served.
+    served: BTreeSet<u16>,
     pub(super) learnt: BTreeMap<PairKey, Learnt>,
     pub(super) max_learnt: usize,
     pub(super) learnt_overflow: u64,
 }
 
-/// Ends with one role, each with what is behind it.
-type Ends = BTreeMap<End, Vec<Endpoint>>;
-
 /// What one resolution looks up again and again.
 struct World<'a> {
     cluster: &'a Cluster,
     identity: &'a Identity,
-    by_role: BTreeMap<Role, Ends>,
+    population: &'a Population,
     dns: BTreeMap<(End, Protocol, u16), Vec<Endpoint>>,
     dns_addresses: Vec<IpAddr>,
     node_local_dns: bool,
 }
 
 impl Resolver {
-    /// A resolver that knows no pod yet; `max_learnt` bounds what is learnt from traffic.
+    /// A resolver that knows no pod yet; `max_learnt` bounds what is learnt from traffic. With nodes named, pairs are those with
+    /// an end on one of them: what happens elsewhere is another agent's to tell.
     #[must_use]
-    pub fn new(catalogue: Catalogue, max_learnt: usize) -> Self {
+    pub fn new(catalogue: Catalogue, max_learnt: usize, nodes: &[String]) -> Self {
         Self {
             given: catalogue.clone(),
             catalogue,
             refused: Vec::new(),
-            roles: BTreeMap::new(),
+            population: Population::new(nodes),
+            served: BTreeSet::new(),
             learnt: BTreeMap::new(),
             max_learnt,
             learnt_overflow: 0,
@@ -95,7 +98,7 @@ impl Resolver {
     /// What a pod is to the mesh; empty for a pod that is not known.
     #[must_use]
     pub fn roles(&self, pod: &Name) -> Roles {
-        self.roles.get(pod).cloned().unwrap_or_default()
+        self.population.roles(pod)
     }
 
     /// Takes in one change of the cluster; says whether pairs may have changed.
@@ -103,28 +106,32 @@ impl Resolver {
         let (Change::Applied(key) | Change::Deleted(key)) = change else { return false };
         match key.kind {
             Kind::Pod => {
-                match cluster.pod(&key.name) {
-                    Some(pod) if !pod.finished() => drop(self.roles.insert(key.name.clone(), roles(cluster, pod))),
-                    Some(_) | None => drop(self.roles.remove(&key.name)),
-                }
+                self.population.update(cluster, &key.name);
+                let ports = cluster.pod(&key.name).into_iter().flat_map(|pod| &*pod.ports);
+                self.served.extend(ports.map(|p| p.port));
                 true
             }
             Kind::Namespace => {
-                let inside = cluster.all_pods().filter(|p| p.name.namespace == key.name.name && !p.finished());
-                for pod in inside {
-                    self.roles.insert(pod.name.clone(), roles(cluster, pod));
-                }
+                let inside: Vec<_> = cluster.all_pods_in(&key.name.name).map(|pod| pod.name.clone()).collect();
+                inside.iter().for_each(|name| self.population.update(cluster, name));
                 true
             }
             Kind::Deployment | Kind::StatefulSet | Kind::DaemonSet | Kind::ReplicaSet | Kind::Job | Kind::CronJob => {
                 let name = Name::new(key.name.namespace.clone(), Pod::template_name(key.kind, &key.name.name));
-                match cluster.pod(&name) {
-                    Some(pod) => drop(self.roles.insert(name, roles(cluster, pod))),
-                    None => drop(self.roles.remove(&name)),
-                }
+                self.population.update(cluster, &name);
+                let ports = cluster.pod(&name).into_iter().flat_map(|pod| &*pod.ports);
+                self.served.extend(ports.map(|p| p.port));
                 true
             }
-            Kind::Node | Kind::Service | Kind::EndpointSlice => true,
+            Kind::Service => {
+                let service = cluster.service(&key.name).filter(|s| !s.selector.is_empty());
+                self.served.extend(service.into_iter().flat_map(|s| &s.ports).filter_map(|entry| match entry.target {
+                    TargetPort::Number(port) => Some(port),
+                    TargetPort::Name(_) => None,
+                }));
+                true
+            }
+            Kind::Node | Kind::EndpointSlice => true,
             Kind::ConfigMap => {
                 self.add_flows(cluster);
                 true
@@ -133,24 +140,17 @@ impl Resolver {
         }
     }
 
-    /// The ports on which applications are served: those that containers declare and that Services lead to. Traffic there may
-    /// tell of pairs that no object tells of.
+    /// The ports on which applications are or were served: those that containers declare and that Services lead to. Traffic
+    /// there may tell of pairs that no object tells of.
     #[must_use]
-    pub fn application_ports(&self, cluster: &Cluster) -> BTreeSet<u16> {
-        let mut ports: BTreeSet<u16> = cluster.pods().flat_map(|pod| pod.ports.iter().map(|p| p.port)).collect();
-        for service in cluster.services().filter(|s| !s.selector.is_empty()) {
-            ports.extend(service.ports.iter().filter_map(|entry| match entry.target {
-                TargetPort::Number(port) => Some(port),
-                TargetPort::Name(_) => None,
-            }));
-        }
-        ports
+    pub fn application_ports(&self) -> &BTreeSet<u16> {
+        &self.served
     }
 
-    /// All pairs, as of now.
+    /// All pairs with an end on the own nodes, as of now.
     #[must_use]
     pub fn resolve(&self, cluster: &Cluster, identity: &Identity) -> BTreeMap<PairKey, Pair> {
-        let world = World::new(cluster, identity, &self.roles);
+        let world = World::new(cluster, identity, &self.population);
         let mut pairs = BTreeMap::new();
         for requirement in self.catalogue.flows().filter(|r| !r.configured) {
             let destinations = world.destinations(requirement).into_iter();
@@ -176,10 +176,15 @@ impl Resolver {
                     }
                     continue;
                 }
-                for (source, sources) in world.sources(*role) {
+                let to_local = destinations.iter().any(|((end, ..), pods)| world.is_local(end, pods));
+                for (source, sources) in world.sources(*role, Whose::beside(to_local)) {
                     let sources: Arc<[Endpoint]> = sources.into();
                     let revision = world.revision_of(requirement, &sources);
+                    let from_local = world.is_local(&source, &sources);
                     for ((end, protocol, port), pods) in &destinations {
+                        if !from_local && !world.is_local(end, pods) {
+                            continue;
+                        }
                         let pods = revision.map_or_else(|| pods.clone(), |r| world.of_revision(pods, r));
                         let key = PairKey {
                             flow: requirement.id.clone(),
@@ -199,7 +204,7 @@ impl Resolver {
                 world.learnt(requirement, key, learnt, &mut pairs);
             }
         }
-        for pair in declared::pairs(cluster, &self.roles, &self.catalogue) {
+        for pair in declared::pairs(cluster, &self.population, &self.catalogue) {
             // What a label tells of already, another object need not tell again.
             let same = |flow: &Arc<Requirement>| {
                 flow.code == pair.requirement.code
@@ -209,6 +214,7 @@ impl Resolver {
                 pairs.insert(pair.key.clone(), pair);
             }
         }
+        pairs.retain(|_, pair| world.touches_own_node(pair));
         pairs
     }
 }
@@ -228,26 +234,51 @@ fn insert(
 }
 
 impl<'a> World<'a> {
-    fn new(cluster: &'a Cluster, identity: &'a Identity, all: &BTreeMap<Name, Roles>) -> Self {
-        let mut by_role: BTreeMap<Role, Ends> = BTreeMap::new();
-        for pod in cluster.pods() {
-            let Some(roles) = all.get(&pod.name) else { continue };
-            let endpoint = Endpoint::Pod { name: pod.name.clone(), address: None };
-            for role in roles {
-                let ends = by_role.entry(*role).or_default();
-                ends.entry(End::Workload(pod.workload.clone())).or_default().push(endpoint.clone());
-            }
-        }
+    fn new(cluster: &'a Cluster, identity: &'a Identity, population: &'a Population) -> Self {
         let mut world = Self {
             cluster,
             identity,
-            by_role,
+            population,
             dns: BTreeMap::new(),
             dns_addresses: Vec::new(),
-            node_local_dns: cluster.pods().any(|p| is(p, "k8s-app", "node-local-dns") && !p.finished()),
+            node_local_dns: population.has_node_local_dns(cluster),
         };
         world.find_dns();
         world
+    }
+
+    /// Whether an end, with what is behind it, may make a pair touch an own node.
+    fn is_local(&self, end: &End, behind: &[Endpoint]) -> bool {
+        match end {
+            End::Workload(workload) => self.population.is_local(workload),
+            _ => behind.iter().any(|e| self.is_on_own_node(e)),
+        }
+    }
+
+    fn is_on_own_node(&self, endpoint: &Endpoint) -> bool {
+        match endpoint {
+            Endpoint::Pod { name, .. } => {
+                self.cluster.pod(name).and_then(|p| p.node.as_ref()).is_some_and(|n| self.population.is_own_node(n))
+            }
+            Endpoint::Node { name, .. } => self.population.is_own_node(name),
+            Endpoint::Address(_) | Endpoint::External => false,
+        }
+    }
+
+    fn touches_own_node(&self, pair: &Pair) -> bool {
+        let mut ends = pair.sources.iter().chain(pair.destinations.iter());
+        self.population.is_everywhere() || ends.any(|e| self.is_on_own_node(e))
+    }
+
+    /// Whether any source of a requirement may make its pairs touch an own node, wherever they lead.
+    fn is_required_here(&self, r: &Requirement) -> bool {
+        r.source.iter().any(|role| match role {
+            // Other nodes than the destination's: the own ones are among them.
+            Role::Node => true,
+            Role::Kubelet | Role::External => self.population.is_everywhere(),
+            Role::ApiServer => self.api_server().iter().any(|(end, _, behind)| self.is_local(end, behind)),
+            _ => self.population.workloads(*role, Whose::Local).next().is_some(),
+        })
     }
 
     /// The cluster's DNS: Services on port 53 that select the DNS pods by the label all distributions keep, or OpenShift's.
@@ -276,11 +307,12 @@ impl<'a> World<'a> {
         }
     }
 
-    fn sources(&self, role: Role) -> Ends {
+    /// Ends with one role, each with what is behind it.
+    fn sources(&self, role: Role, whose: Whose) -> BTreeMap<End, Vec<Endpoint>> {
         match role {
             Role::ApiServer => self.api_server().into_iter().map(|(end, _, pods)| (end, pods)).collect(),
             Role::External => [(End::External, vec![Endpoint::External])].into(),
-            _ => self.by_role.get(&role).cloned().unwrap_or_default(),
+            _ => self.population.ends(self.cluster, role, whose).collect(),
         }
     }
 
@@ -297,7 +329,9 @@ impl<'a> World<'a> {
         by_port.into_iter().map(|(port, endpoints)| (End::ApiServer, port, endpoints)).collect()
     }
 
+    /// Where a requirement leads; from elsewhere, only to the own nodes.
     fn destinations(&self, r: &Requirement) -> BTreeMap<(End, Protocol, u16), Vec<Endpoint>> {
+        let whose = Whose::beside(self.is_required_here(r));
         let mut found: BTreeMap<(End, Protocol, u16), Vec<Endpoint>> = BTreeMap::new();
         for role in &r.destination {
             match role {
@@ -321,9 +355,9 @@ impl<'a> World<'a> {
                 }
                 Role::NodeLocalDns => {}
                 _ => {
-                    for (end, pods) in self.by_role.get(role).into_iter().flatten() {
+                    for (end, pods) in self.population.ends(self.cluster, *role, whose) {
                         for pod in pods {
-                            for (protocol, port) in self.ports(r, pod) {
+                            for (protocol, port) in self.ports(r, &pod) {
                                 found.entry((end.clone(), protocol, port)).or_default().push(pod.clone());
                             }
                         }
@@ -390,9 +424,14 @@ impl<'a> World<'a> {
 
     fn learnt(&self, r: &Arc<Requirement>, key: &PairKey, learnt: &Learnt, pairs: &mut BTreeMap<PairKey, Pair>) {
         let behind = |end: &End, seen: &BTreeSet<Endpoint>| -> Vec<Endpoint> {
-            let pods = self.by_role.get(&Role::Pod).and_then(|ends| ends.get(end));
-            pods.cloned()
-                .unwrap_or_else(|| seen.iter().filter(|e| !matches!(e, Endpoint::Pod { .. })).cloned().collect())
+            let pods = match end {
+                End::Workload(workload) => self.population.endpoints(self.cluster, workload, Role::Pod),
+                _ => Vec::new(),
+            };
+            if !pods.is_empty() {
+                return pods;
+            }
+            seen.iter().filter(|e| !matches!(e, Endpoint::Pod { .. })).cloned().collect()
         };
         let destinations = behind(&key.destination, &learnt.destinations);
         if key.source == End::Kubelet && learnt.sources.is_empty() {
@@ -412,11 +451,8 @@ impl<'a> World<'a> {
             Endpoint::Pod { name, .. } => self.cluster.pod(name).and_then(revision),
             _ => None,
         })?;
-        let istiods = self.by_role.get(&Role::Istiod).into_iter().flat_map(|ends| ends.values().flatten());
-        let exists = istiods.into_iter().any(|e| match e {
-            Endpoint::Pod { name, .. } => self.cluster.pod(name).and_then(revision) == Some(wanted),
-            _ => false,
-        });
+        let mut istiods = self.population.pods(self.cluster, Role::Istiod, Whose::All);
+        let exists = istiods.any(|pod| revision(pod) == Some(wanted));
         exists.then_some(wanted)
     }
 
@@ -445,8 +481,4 @@ fn target(pod: &Pod, entry: &ServicePort) -> Option<u16> {
             pod.ports.iter().find(|p| p.name == *name && p.protocol == entry.protocol).map(|p| p.port)
         }
     }
-}
-
-fn is(pod: &Pod, key: &str, value: &str) -> bool {
-    pod.labels.get(key).is_some_and(|v| &**v == value)
 }

@@ -1,13 +1,12 @@
 //! Roles: what a pod is to the mesh, by its live labels, annotations and containers. Never by its name.
 
-use std::collections::BTreeSet;
-
+use enumset::{EnumSet, EnumSetType};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Cluster, Pod};
 
 /// What an end of a required flow is to the mesh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, PartialOrd, Ord, Hash, Serialize, Deserialize, EnumSetType)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// The control plane, of any revision.
@@ -63,7 +62,7 @@ pub enum Role {
 }
 
 /// The roles of one pod.
-pub type Roles = BTreeSet<Role>;
+pub type Roles = EnumSet<Role>;
 
 /// Labels that give a role; any line will do, all labels of a line must be there. `*` is any value.
 ///
@@ -102,7 +101,7 @@ pub fn roles(cluster: &Cluster, pod: &Pod) -> Roles {
         BY_LABEL.iter().filter(|(_, all)| all.iter().all(|(k, v)| label(k).is_some_and(|l| *v == "*" || l == *v)));
     let mut roles: Roles = by_label.map(|(role, _)| *role).collect();
     roles.insert(Role::Pod);
-    if roles.contains(&Role::Istiod) || roles.contains(&Role::Ztunnel) || roles.contains(&Role::Cni) {
+    if roles.contains(Role::Istiod) || roles.contains(Role::Ztunnel) || roles.contains(Role::Cni) {
         return roles;
     }
     let has_proxy = pod.containers.iter().any(|c| &**c == PROXY);
@@ -133,7 +132,7 @@ pub fn roles(cluster: &Cluster, pod: &Pod) -> Roles {
     } else if is_ambient(cluster, pod) {
         roles.insert(Role::Ambient);
     }
-    if ![Role::Gateway, Role::Waypoint, Role::KymaController].iter().any(|role| roles.contains(role)) {
+    if ![Role::Gateway, Role::Waypoint, Role::KymaController].iter().any(|role| roles.contains(*role)) {
         roles.insert(Role::Application);
     }
     roles

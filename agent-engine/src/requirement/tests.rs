@@ -75,7 +75,7 @@ fn roles_of(extra: &[serde_json::Value], namespace: &str, name: &str) -> Vec<Rol
         apply(&mut engine, 1, object.clone());
     }
     let roles = engine.resolver().roles(&Name::new(namespace, name));
-    roles.into_iter().filter(|r| !matches!(r, Role::Pod | Role::Application)).collect()
+    roles.iter().filter(|r| !matches!(r, Role::Pod | Role::Application)).collect()
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn ambient_follows_the_namespace_and_the_pods_own_word() {
     let pod = |labels| t::pod("amb", "p", "10.1.0.99", labels, &["app"]);
     assert_eq!(roles_of(&[ambient.clone(), pod(json!({}))], "amb", "p"), [Role::Ambient]);
     assert_eq!(roles_of(&[pod(json!({})), ambient.clone()], "amb", "p"), [Role::Ambient], "in any order");
-    assert_eq!(roles_of(&[ambient, pod(json!({"istio.io/dataplane-mode": "none"}))], "amb", "p"), []);
+    assert_eq!(roles_of(&[ambient, pod(json!({"istio.io/dataplane-mode": "none"}))], "amb", "p"), [Role::Pod; 0]);
     let mut redirected = pod(json!({}));
     redirected["metadata"]["annotations"] = json!({"ambient.istio.io/redirection": "enabled"});
     assert_eq!(roles_of(&[redirected], "amb", "p"), [Role::Ambient]);

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::{Declarations, items, text};
 use crate::cluster::{Kind, Pod};
 use crate::policy::Endpoint;
+use crate::requirement::population::Whose;
 use crate::requirement::role::Role;
 
 /// Istiod's setting that has proxies fetch keys (istio/istio pilot/pkg/features/pilot.go).
@@ -13,7 +14,7 @@ pub(super) const REMOTE_JWKS: &str = "PILOT_JWT_ENABLE_REMOTE_JWKS";
 impl Declarations<'_> {
     pub fn keys(&mut self) {
         let cluster = self.cluster;
-        let istiods: Vec<&Pod> = self.with_role(Role::Istiod).collect();
+        let istiods: Vec<&Pod> = self.with_role(Role::Istiod, Whose::All).collect();
         let setting = istiods.iter().find_map(|pod| pod.setting(REMOTE_JWKS)).unwrap_or("false");
         for (name, raw) in cluster.raw(Kind::RequestAuthentication) {
             let spec = &raw.object["spec"];
@@ -28,7 +29,7 @@ impl Declarations<'_> {
                     _ => false,
                 };
                 if by_proxy {
-                    let proxies = self.selected_proxies(&name.namespace, &spec["selector"]["matchLabels"]);
+                    let proxies = self.selected_proxies(&name.namespace, &spec["selector"]["matchLabels"], &places);
                     self.add("sidecar-jwks", &proxies, &places);
                 } else {
                     self.add("control-plane-jwks", &istiods, &places);

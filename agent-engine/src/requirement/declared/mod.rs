@@ -21,10 +21,11 @@ use serde_json::Value;
 
 use super::catalogue::Catalogue;
 use super::pair::{End, Pair, PairKey};
-use super::role::{Role, Roles};
+use super::population::{Population, Whose};
+use super::role::Role;
 use crate::cluster::{Cluster, Kind, Labels, Pod};
 use crate::policy::Endpoint;
-use crate::words::{Name, Protocol};
+use crate::words::Protocol;
 use host::Place;
 
 /// Kinds whose objects declare pairs.
@@ -57,19 +58,13 @@ type Found = BTreeMap<(&'static str, End, End, Protocol, u16), (BTreeSet<Endpoin
 /// Collects what the objects declare.
 pub(super) struct Declarations<'a> {
     cluster: &'a Cluster,
-    roles: &'a BTreeMap<Name, Roles>,
-    /// Pods with a proxy, of every kind.
-    proxies: Vec<(&'a Pod, &'a Roles)>,
+    population: &'a Population,
     found: Found,
 }
 
-/// Every pair that configuration declares.
-pub(super) fn pairs(cluster: &Cluster, roles: &BTreeMap<Name, Roles>, catalogue: &Catalogue) -> Vec<Pair> {
-    let mut all = Declarations { cluster, roles, proxies: Vec::new(), found: Found::new() };
-    let is_proxy = |roles: &Roles| {
-        [Role::Gateway, Role::Waypoint, Role::Sidecar, Role::Istiod].iter().any(|role| roles.contains(role))
-    };
-    all.proxies = cluster.pods().filter_map(|p| Some((p, roles.get(&p.name)?))).filter(|(_, r)| is_proxy(r)).collect();
+/// Every pair that configuration declares and that may have an end on an own node.
+pub(super) fn pairs(cluster: &Cluster, population: &Population, catalogue: &Catalogue) -> Vec<Pair> {
+    let mut all = Declarations { cluster, population, found: Found::new() };
     all.routes();
     all.keys();
     all.providers();
@@ -86,31 +81,42 @@ pub(super) fn pairs(cluster: &Cluster, roles: &BTreeMap<Name, Roles>, catalogue:
 
 impl<'a> Declarations<'a> {
     fn has(&self, pod: &Pod, role: Role) -> bool {
-        self.roles.get(&pod.name).is_some_and(|roles| roles.contains(&role))
+        self.population.roles(&pod.name).contains(role)
     }
 
-    /// Pods with a proxy and a role.
-    fn with_role(&self, role: Role) -> impl Iterator<Item = &'a Pod> {
-        self.proxies.iter().filter(move |(_, roles)| roles.contains(&role)).map(|(pod, _)| *pod)
+    fn with_role(&self, role: Role, whose: Whose) -> impl Iterator<Item = &'a Pod> + use<'a> {
+        self.population.pods(self.cluster, role, whose)
     }
 
     /// The namespace whose objects hold for the whole mesh: the control plane's.
     fn root_namespace(&self) -> Option<&'a Arc<str>> {
-        self.with_role(Role::Istiod).next().map(|pod| &pod.name.namespace)
+        self.with_role(Role::Istiod, Whose::All).map(|pod| &pod.name).min().map(|name| &name.namespace)
     }
 
-    /// The sidecars, gateways and waypoints that an object in `namespace` with this `selector` is for.
-    fn selected_proxies(&self, namespace: &str, selector: &Value) -> Vec<&'a Pod> {
+    /// The sidecars, gateways and waypoints that an object in `namespace` with this `selector` is for, as far as they matter
+    /// beside these places.
+    fn selected_proxies(&self, namespace: &str, selector: &Value, places: &[Place]) -> Vec<&'a Pod> {
+        let whose = Whose::beside(places.iter().any(|place| self.is_local(&place.end)));
         let everywhere = self.root_namespace().is_some_and(|root| **root == *namespace);
         let wanted = |pod: &Pod| everywhere || *pod.name.namespace == *namespace;
-        let proxies = self.proxies.iter().filter(|(_, roles)| !roles.contains(&Role::Istiod));
-        proxies.map(|(pod, _)| *pod).filter(|pod| wanted(pod) && selects(selector, &pod.labels)).collect()
+        let proxies = [Role::Gateway, Role::Waypoint, Role::Sidecar].into_iter();
+        let proxies = proxies.flat_map(|role| self.with_role(role, whose)).filter(|pod| !self.has(pod, Role::Istiod));
+        proxies.filter(|pod| wanted(pod) && selects(selector, &pod.labels)).collect()
+    }
+
+    fn is_local(&self, end: &End) -> bool {
+        match end {
+            End::Workload(workload) => self.population.is_local(workload),
+            _ => self.population.is_everywhere(),
+        }
     }
 
     fn add(&mut self, flow: &'static str, sources: &[&Pod], places: &[Place]) {
+        let places: Vec<(&Place, bool)> = places.iter().map(|place| (place, self.is_local(&place.end))).collect();
         for source in sources {
             let from = Endpoint::Pod { name: source.name.clone(), address: None };
-            for place in places {
+            let here = self.population.is_local(&source.workload);
+            for (place, _) in places.iter().filter(|(_, there)| here || *there) {
                 let key = (flow, End::Workload(source.workload.clone()), place.end.clone(), Protocol::Tcp, place.port);
                 let (sources, destinations) = self.found.entry(key).or_default();
                 sources.insert(from.clone());

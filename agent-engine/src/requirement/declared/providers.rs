@@ -7,6 +7,20 @@ use serde_json::Value;
 use super::{Declarations, items, port_of, text};
 use crate::cluster::{Kind, Pod};
 use crate::requirement::role::Role;
+use crate::words::Name;
+
+/// The proxies in a namespace, or in the mesh, with these labels use a provider.
+struct User<'c> {
+    provider: &'c str,
+    namespace: &'c str,
+    selector: &'c Value,
+}
+
+impl<'c> User<'c> {
+    fn of(provider: &'c str, at: &'c Name, spec: &'c Value) -> Self {
+        Self { provider, namespace: &at.namespace, selector: &spec["selector"]["matchLabels"] }
+    }
+}
 
 impl<'a> Declarations<'a> {
     pub fn providers(&mut self) {
@@ -22,12 +36,13 @@ impl<'a> Declarations<'a> {
         if providers.is_empty() {
             return;
         }
-        for (name, sources) in self.users(&configs) {
-            let Some((kind, how)) = providers.get(name.as_str()) else { continue };
+        for User { provider, namespace: of, selector } in self.users(&configs) {
+            let Some((kind, how)) = providers.get(provider) else { continue };
             let (Some(service), Some(port)) = (text(how, "service"), port_of(&how["port"])) else { continue };
             // `namespace/host`, or a full host name.
             let (namespace, host) = service.split_once('/').unwrap_or(("", service));
             let places = self.tunnelled(self.host(host, namespace, Some(port)));
+            let sources = self.selected_proxies(of, selector, &places);
             let (gateways, others): (Vec<&Pod>, Vec<&Pod>) =
                 sources.into_iter().partition(|pod| self.has(pod, Role::Gateway));
             let at_gateways = if kind.starts_with("envoyExtAuthz") { "gateway-ext-authz" } else { "gateway-otlp" };
@@ -37,30 +52,31 @@ impl<'a> Declarations<'a> {
     }
 
     /// Which proxies use which provider.
-    fn users(&self, configs: &[Value]) -> Vec<(String, Vec<&'a Pod>)> {
+    fn users<'c>(&self, configs: &'c [Value]) -> Vec<User<'c>>
+    where
+        'a: 'c,
+    {
         let mut users = Vec::new();
-        let everywhere = self.root_namespace().cloned().unwrap_or_else(|| "".into());
+        let everywhere = self.root_namespace().map_or("", |root| root);
         for config in configs {
             let defaults = &config["defaultProviders"];
-            for name in ["tracing", "accessLogging", "metrics"].into_iter().flat_map(|kind| items(defaults, kind)) {
-                if let Some(name) = name.as_str() {
-                    users.push((name.to_owned(), self.selected_proxies(&everywhere, &Value::Null)));
-                }
-            }
+            let names = ["tracing", "accessLogging", "metrics"].into_iter().flat_map(|kind| items(defaults, kind));
+            users.extend(names.filter_map(Value::as_str).map(|provider| User {
+                provider,
+                namespace: everywhere,
+                selector: &Value::Null,
+            }));
         }
         for (at, raw) in self.cluster.raw(Kind::Telemetry) {
             let spec = &raw.object["spec"];
-            let proxies = || self.selected_proxies(&at.namespace, &spec["selector"]["matchLabels"]);
             let sections = ["tracing", "accessLogging", "metrics"].into_iter().flat_map(|kind| items(spec, kind));
-            for name in sections.flat_map(|s| items(s, "providers")).filter_map(|p| text(p, "name")) {
-                users.push((name.to_owned(), proxies()));
-            }
+            let names = sections.flat_map(|s| items(s, "providers")).filter_map(|p| text(p, "name"));
+            users.extend(names.map(|provider| User::of(provider, at, spec)));
         }
         for (at, raw) in self.cluster.raw(Kind::AuthorizationPolicy) {
             let spec = &raw.object["spec"];
-            if let Some(name) = text(&spec["provider"], "name").filter(|_| text(spec, "action") == Some("CUSTOM")) {
-                users.push((name.to_owned(), self.selected_proxies(&at.namespace, &spec["selector"]["matchLabels"])));
-            }
+            let name = text(&spec["provider"], "name").filter(|_| text(spec, "action") == Some("CUSTOM"));
+            users.extend(name.map(|provider| User::of(provider, at, spec)));
         }
         users
     }

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::host::Place;
 use super::{Declarations, items, port_of, selects, text};
 use crate::cluster::{Key, Kind, Pod};
+use crate::requirement::population::Whose;
 use crate::requirement::role::Role;
 use crate::words::Name;
 
@@ -53,9 +54,9 @@ impl<'a> Declarations<'a> {
         let key = Key { kind: Kind::IstioGateway, name: Name::new(namespace, name) };
         if let Some(raw) = self.cluster.raw_object(&key) {
             let selector = &raw.object["spec"]["selector"];
-            return self.with_role(Role::Gateway).filter(|pod| selects(selector, &pod.labels)).collect();
+            return self.with_role(Role::Gateway, Whose::All).filter(|pod| selects(selector, &pod.labels)).collect();
         }
-        let ingress = self.with_role(Role::Gateway).filter(|pod| {
+        let ingress = self.with_role(Role::Gateway, Whose::All).filter(|pod| {
             !self.has(pod, Role::EgressGateway)
                 && !self.has(pod, Role::EastWestGateway)
                 && !pod.labels.contains_key(GATEWAY_NAME)
@@ -72,7 +73,11 @@ impl<'a> Declarations<'a> {
         let is_its = |pod: &&Pod| {
             *pod.name.namespace == *namespace && pod.labels.get(GATEWAY_NAME).is_some_and(|gateway| **gateway == *name)
         };
-        self.proxies.iter().map(|(pod, _)| *pod).filter(is_its).collect()
+        [Role::Gateway, Role::Waypoint]
+            .into_iter()
+            .flat_map(|role| self.with_role(role, Whose::All))
+            .filter(is_its)
+            .collect()
     }
 
     fn virtual_service(&self, namespace: &str, spec: &Value, follow: bool) -> Vec<Place> {

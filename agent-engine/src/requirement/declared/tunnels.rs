@@ -23,7 +23,7 @@ const MAX_OF_A_RULE: usize = 10_000;
 impl<'a> Declarations<'a> {
     pub fn tunnels(&mut self) {
         let cluster = self.cluster;
-        if !self.roles.values().any(|roles| roles.contains(&Role::Ambient)) {
+        if !self.population.has(Role::Ambient) {
             return;
         }
         let tunnelling: Vec<&'a Pod> = cluster.pods().filter(|p| !p.finished() && self.tunnels_at(p)).collect();

@@ -3,6 +3,7 @@
 use super::host::Place;
 use super::{Declarations, HBONE};
 use crate::cluster::{Labels, Pod};
+use crate::requirement::population::Whose;
 use crate::requirement::role::Role;
 
 const USE: &str = "istio.io/use-waypoint";
@@ -11,13 +12,13 @@ const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 
 impl Declarations<'_> {
     pub fn waypoints(&mut self) {
-        let waypoints: Vec<&Pod> = self.with_role(Role::Waypoint).collect();
+        let waypoints: Vec<&Pod> = self.with_role(Role::Waypoint, Whose::All).collect();
         if waypoints.is_empty() {
             return;
         }
         let cluster = self.cluster;
-        let ambient = cluster.pods().filter(|p| !p.finished() && self.has(p, Role::Ambient));
-        for pod in ambient.collect::<Vec<_>>() {
+        let whose = Whose::beside(waypoints.iter().any(|pod| self.population.is_local(&pod.workload)));
+        for pod in self.with_role(Role::Ambient, whose) {
             // The pod's own label, those of Services that select it, then its namespace's; `none` opts out.
             let services = cluster
                 .services_in(&pod.name.namespace)

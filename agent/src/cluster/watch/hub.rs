@@ -10,6 +10,10 @@ use weir_engine::cluster::{Key, Kind, Object, Origin};
 use weir_engine::words::Name;
 
 use super::super::change::{Change, Health, State};
+use crate::memory;
+
+/// From this many objects on, a list leaves so much freed memory that it is worth giving back.
+const MANY: u32 = 1_000;
 
 /// Names a watch towards the hub.
 pub(super) type WatchId = u32;
@@ -73,6 +77,8 @@ struct Held {
 struct Watch {
     kind: Option<Kind>,
     round: u32,
+    /// Objects said in this round.
+    said: u32,
     essential: bool,
     complete: bool,
     state: State,
@@ -102,6 +108,7 @@ impl Hub {
             News::Begin => {
                 if let Some(w) = self.watches.get_mut(&watch) {
                     w.round += 1;
+                    w.said = 0;
                 }
             }
             News::Applied(applied) => self.applied(watch, round, *applied, out),
@@ -113,15 +120,19 @@ impl Hub {
             News::Deleted(key) => self.release(watch, &key, out),
             News::Answered(address, somebody) => out.push(Change::Answered { address, somebody }),
             News::Complete => {
+                self.sweep(watch, |seen| seen != round, out);
                 if let Some(w) = self.watches.get_mut(&watch) {
                     w.complete = true;
+                    if w.said >= MANY {
+                        memory::give_back_soon();
+                    }
                 }
-                self.sweep(watch, |seen| seen != round, out);
             }
             News::Health(health) => {
                 let w = self.watches.entry(watch).or_insert(Watch {
                     kind: health.kind,
                     round: 0,
+                    said: 0,
                     essential: health.essential,
                     complete: false,
                     state: health.state,
@@ -143,6 +154,9 @@ impl Hub {
 
     fn applied(&mut self, watch: WatchId, round: u32, new: Applied, out: &mut Vec<Change>) {
         let version = new.version.parse().unwrap_or(0);
+        if let Some(w) = self.watches.get_mut(&watch) {
+            w.said = w.said.saturating_add(1);
+        }
         let held = self.held.entry(new.key).or_default();
         let others = held.by.iter().any(|(other, _)| *other != watch);
         held.mark(watch, round);
