@@ -10,7 +10,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden")
 }
 
-fn run(args: &[&str]) -> Output {
+pub fn run(args: &[&str]) -> Output {
     let command = Command::new(cargo_bin!("weir")).current_dir(folder().join("input"));
     command.env_remove("RUST_LOG").args(args).output().expect("weir")
 }
@@ -27,7 +27,7 @@ fn golden(args: &[&str], code: i32, file: &str) -> String {
 }
 
 /// The same for pages, which fit 100 columns.
-fn page(args: &[&str], code: i32, file: &str) {
+pub fn page(args: &[&str], code: i32, file: &str) {
     let text = golden(args, code, file);
     for line in text.lines() {
         assert!(line.chars().count() <= 100, "{args:?}: {line}");
