@@ -82,6 +82,15 @@ fn a_denial_on_real_packets_is_seen_from_the_shipped_container() -> Result<()> {
         String::from_utf8_lossy(&status.stderr)
     );
     cluster.only_what_is_meant()?;
+    // The roles suffice: nothing is refused, and the Event was taken.
+    let parts = cluster.snapshot()?["agent"]["parts"].clone();
+    let parts = parts.as_array().context("no parts")?;
+    ensure!(!parts.is_empty() && parts.iter().all(|p| p["state"] != "refused"), "{parts:#?}");
+    let events = ("events.k8s.io".to_owned(), "events".to_owned());
+    cluster.until("an Event on the pod", || {
+        let denied = |event: &Value| event["reason"] == "RequiredFlowDenied" && event["type"] == "Warning";
+        Ok(cluster.server.read(|store| store.objects(&events).any(|(_, event)| denied(event))))
+    })?;
 
     cluster.enter("after")?;
     cluster.until("verified, once the policies admit it", || {
@@ -210,6 +219,7 @@ impl Cluster {
         let runtime = Tokio::new()?;
         let server = network.run(|| runtime.block_on(ApiServer::start_tls()))?;
         server.require_token(Some(TOKEN));
+        server.require_roles(&bundle::manifests())?;
         for object in mesh.manifests() {
             server.try_apply(object)?;
         }

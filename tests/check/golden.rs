@@ -60,6 +60,35 @@ fn check_formats() {
     page(&with(&["check", "--all", "--mutate"], &OPEN), 0, "open-all.txt");
 }
 
+/// Pairs that only traffic tells of are judged with the others, and what tells of none is named.
+#[test]
+fn connections_that_were_seen() {
+    let seen = ["--connections", "connections.yaml"];
+    page(&with(&with(&["check", "--all"], &seen), &OPEN), 1, "connections.txt");
+    let said = run(&with(&with(&["check"], &seen), &OPEN));
+    assert_data_eq!(
+        String::from_utf8(said.stderr).expect("text"),
+        Data::read_from(&folder().join("check/connections.stderr"), None)
+    );
+    let refused = |text: &str| {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("written");
+        let name = file.path().to_str().expect("text").to_owned();
+        let output = run(&with(&["check", "--connections", &name], &OPEN));
+        let error = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(&name), "the file is named: {error}");
+        error
+    };
+    // What is wrong and what is allowed.
+    let error = refused("connections: [{from: {pod: shop/cart-0}, to: {ip: 192.0.2.1}, prot: UDP, port: 53}]");
+    assert!(error.contains("prot") && error.contains("an end is pod, node or ip"), "{error}");
+    refused("connections: [{from: {pod: shop/cart-0}, to: {ip: 192.0.2.300}, port: 53}]");
+    refused("connections: [{from: {pod: shop/cart-0}, to: {ip: 192.0.2.3}, port: 70000}]");
+    let missing = run(&with(&["check", "--connections", "nowhere.yaml"], &OPEN));
+    assert_eq!(missing.status.code(), Some(2), "{}", String::from_utf8_lossy(&missing.stderr));
+}
+
 #[test]
 fn check_exit_codes() {
     let code = |args: &[&str]| run(args).status.code();

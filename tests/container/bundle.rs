@@ -30,9 +30,14 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 /// Where a pod finds its account.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
+/// What is shipped for `kubectl apply -k`.
+pub fn manifests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/manifests/weir.yaml")
+}
+
 /// The shipped DaemonSet.
 pub fn daemon_set() -> Result<Value> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/manifests/weir.yaml");
+    let file = manifests();
     let documents = harness::objects::documents(&fs::read_to_string(&file)?)?;
     documents.into_iter().find(|d| d["kind"] == "DaemonSet").with_context(|| format!("none in {}", file.display()))
 }
