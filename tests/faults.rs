@@ -126,34 +126,6 @@ fn huge_objects_and_many_policies_do_not_stop_it() -> Result<()> {
     Ok(())
 }
 
-/// All in one namespace, where each of them selects the same pod.
-#[test]
-fn a_hundred_thousand_policies_are_taken_in() -> Result<()> {
-    const POLICIES: u32 = 100_000;
-    let runtime = Runtime::new()?;
-    let (server, agent, _folder) = follower(&runtime, &[])?;
-    server.try_apply(namespace("istio-system"))?;
-    server.try_apply(istiod())?;
-    let begin = Instant::now();
-    for n in 0..POLICIES {
-        server.try_apply(deny("istio-system", &format!("deny-{n}")))?;
-    }
-    let known = |metrics: &str| {
-        let line = metrics.lines().find(|l| l.starts_with("weir_cluster_objects{kind=\"NetworkPolicy\"}"));
-        line.and_then(|l| l.rsplit(' ').next()?.parse::<u32>().ok())
-    };
-    while known(&agent.metrics()?) != Some(POLICIES) {
-        ensure!(begin.elapsed() < 5 * PATIENCE, "not all are known: {}", agent.log());
-        std::thread::sleep(Duration::from_millis(500));
-    }
-    println!("100,000 policies are known after {:?}", begin.elapsed());
-    ensure!(agent.get("/readyz")?.0 == 200, "ready all the same");
-    let metrics = agent.metrics()?;
-    ensure!(metrics.len() < 1 << 20, "names of policies do not fill the metrics: {} bytes", metrics.len());
-    ensure!(agent.stop()?.success(), "it stops in good order");
-    Ok(())
-}
-
 #[test]
 fn a_hundred_scrapes_a_second_are_answered() -> Result<()> {
     let runtime = Runtime::new()?;

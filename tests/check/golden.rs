@@ -63,13 +63,15 @@ fn check_formats() {
 /// Pairs that only traffic tells of are judged with the others, and what tells of none is named.
 #[test]
 fn connections_that_were_seen() {
-    let seen = ["--connections", "connections.yaml"];
-    page(&with(&with(&["check", "--all"], &seen), &OPEN), 1, "connections.txt");
-    let said = run(&with(&with(&["check"], &seen), &OPEN));
+    let objects = with(&OPEN, &["basket.yaml", "--connections", "connections.yaml"]);
+    page(&with(&["check", "--all"], &objects), 1, "connections.txt");
+    let said = run(&with(&["check"], &objects));
     assert_data_eq!(
         String::from_utf8(said.stderr).expect("text"),
         Data::read_from(&folder().join("check/connections.stderr"), None)
     );
+    // Without them the pair is not known, and nothing is wrong.
+    assert_eq!(run(&with(&["check"], &with(&OPEN, &["basket.yaml"]))).status.code(), Some(0));
     let refused = |text: &str| {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), text).expect("written");
