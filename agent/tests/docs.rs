@@ -17,6 +17,10 @@ use snapbox::cmd::cargo_bin;
 use snapbox::{assert_data_eq, file};
 use weir::outputs::PartView;
 use weir::outputs::metrics::{Format, Metrics};
+use weir_engine::cluster::{Key, Kind, Origin};
+use weir_engine::snapshot::Edit;
+use weir_engine::time::Time;
+use weir_engine::words::Name;
 
 /// What a block can need.
 const NEEDS: [&str; 4] = ["cluster", "agent", "root", "build"];
@@ -65,9 +69,19 @@ fn the_metrics_reference_is_current() {
         undecodable: 0,
         age_seconds: 1,
     });
+    let denied = &mut view.snapshot.pairs[0];
+    denied.not_admitted_count = 1;
+    denied.since_edit = Some(Edit {
+        object: Key { kind: Kind::NetworkPolicy, name: Name::new("shop", "deny") },
+        deleted: false,
+        origin: Origin::default(),
+        at: Time(0),
+        at_unix_ns: 0,
+    });
     let metrics = Metrics::default().encode(&Arc::new(view), Format::Prometheus).unwrap();
     let mut text = "# Metrics\n\nGenerated from what the agent serves at `/metrics` by a test. Every label set has a hard cap; \
-                    what goes beyond it\nis counted in one series whose labels are all `overflow`. No address is ever a label.\n\n\
+                    what goes beyond it\nis counted in one series whose labels are all `overflow`. No address is ever a label.\n\
+                    In OpenMetrics, `weir_attempts_total` has the newest attempt of each series as its exemplar: pods, and when.\n\n\
                     | metric | type | labels | meaning |\n|---|---|---|---|\n"
         .to_owned();
     for line in metrics.lines().filter_map(|l| l.strip_prefix("# TYPE ")) {

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use common::{busy, denied, empty, pair, workload};
+use serde_json::json;
 use snapbox::{assert_data_eq, file};
 use weir::outputs::View;
 use weir::outputs::metrics::{Caps, Format, Metrics};
@@ -145,4 +146,38 @@ fn the_edit_that_closed_a_flow_is_named_with_its_time() {
     let text = Metrics::default().encode(&Arc::new(view), Format::Prometheus).unwrap();
     let line = text.lines().find(|l| l.starts_with("weir_required_flow_closed_timestamp_seconds{")).expect("a series");
     assert!(line.contains("edit=\"NetworkPolicy shop/deny (mesh.yaml:7)\"") && line.ends_with(" 1700000000"), "{line}");
+}
+
+#[test]
+fn the_newest_attempt_is_an_exemplar_where_the_format_has_them() {
+    let seen = |at: u64, source: &str| {
+        json!({
+            "at": at, "at_unix_ns": 1_700_000_000_000_000_000_i64 + i64::try_from(at).unwrap(), "outcome": "dropped",
+            "provisional": false, "reply": false, "retransmits": 0,
+            "dialled": {"source": "192.0.2.1", "source_port": 40000, "destination": "192.0.2.2", "destination_port": 15012,
+                        "protocol": "TCP"},
+            "instance": {"source": source, "destination": "istio-system/istiod-5d5-x"},
+        })
+    };
+    let with = |sources: [&str; 2]| {
+        let mut view = busy();
+        let mut pairs = view.snapshot.pairs.iter_mut().filter(|p| &*p.flow == "sidecar-xds");
+        for (at, source) in [500_000_000, 250_000_000].into_iter().zip(sources) {
+            pairs.next().unwrap().evidence = Some(serde_json::from_value(seen(at, source)).unwrap());
+        }
+        view
+    };
+    let attempts = r#"weir_attempts_total{flow="sidecar-xds",outcome="dropped"} 7"#;
+    let line = |text: &str| text.lines().find(|l| l.starts_with(attempts)).unwrap().to_owned();
+    let two = || with(["shop/cart-7c7-a", "shop/web-1"]);
+    assert_eq!(
+        line(&text(two(), Format::OpenMetrics)),
+        format!(
+            "{attempts} # {{source=\"shop/cart-7c7-a\",destination=\"istio-system/istiod-5d5-x\"}} 1.0 1700000000.5"
+        )
+    );
+    assert_eq!(line(&text(two(), Format::Prometheus)), attempts);
+    // Longer ones are forbidden by the format.
+    let long = "x".repeat(100);
+    assert_eq!(line(&text(with([&long, "shop/web-1"]), Format::OpenMetrics)), attempts);
 }

@@ -15,7 +15,7 @@ fn virtual_services() -> Type {
 
 #[tokio::test]
 async fn says_what_there_is_and_what_changes() {
-    for streaming in [Streaming::Offered, Streaming::Refused, Streaming::Ignored] {
+    for streaming in [Streaming::Offered, Streaming::Refused, Streaming::Ignored, Streaming::Broken] {
         let server = cluster().await;
         server.set_streaming(streaming);
         let mut follower = Follower::start(&server, settings());

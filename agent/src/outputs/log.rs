@@ -12,6 +12,9 @@ use weir_engine::verdict::State;
 use super::text::clean;
 use crate::cluster::manifests::{Problem, Severity};
 
+/// Policies named on a line at most; the snapshot has all of them.
+const MAX_POLICIES: usize = 20;
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -57,7 +60,7 @@ pub fn transition(transition: &Transition) {
     let state = |s: Option<State>| s.map_or("none", State::as_str);
     let source = end(&transition.source);
     let destination = end(&transition.destination);
-    let policies = transition.policies.join(",");
+    let policies = some(&transition.policies);
     let edit = transition.since_edit.as_ref().map(edit).unwrap_or_default();
     info!(
         flow = &*clean(&transition.flow),
@@ -73,6 +76,15 @@ pub fn transition(transition: &Transition) {
         why = &*clean(&transition.why),
         "transition"
     );
+}
+
+/// The first policies, and how many more there are.
+fn some<T: AsRef<str>>(policies: &[T]) -> String {
+    let mut text = policies.iter().take(MAX_POLICIES).map(AsRef::as_ref).collect::<Vec<_>>().join(",");
+    if let more @ 1.. = policies.len().saturating_sub(MAX_POLICIES) {
+        text += &format!(" and {more} more");
+    }
+    text
 }
 
 /// An edit in a few words: the object, and where it came from.
@@ -100,4 +112,17 @@ pub fn problem(problem: &Problem) {
 #[must_use]
 pub fn end(end: &EndView) -> String {
     if end.namespace.is_empty() { end.workload.to_string() } else { format!("{}/{}", end.namespace, end.workload) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_names_some_policies_and_counts_the_rest() {
+        let policies: Vec<String> = (0..22).map(|n| format!("shop/p{n}")).collect();
+        assert_eq!(some(&policies[..2]), "shop/p0,shop/p1");
+        assert!(some(&policies[..20]).ends_with("shop/p19"));
+        assert!(some(&policies).ends_with("shop/p19 and 2 more"), "{}", some(&policies));
+    }
 }

@@ -91,4 +91,6 @@ pub enum Streaming {
     Refused,
     /// By ignoring the parameter, as a server that does not know it: events, and no bookmark.
     Ignored,
+    /// With 200 and an error 500 as the first event, as a server whose etcd is too old for it (before 3.4.25 and 3.5.8).
+    Broken,
 }

@@ -53,7 +53,7 @@ pub(super) fn open(inner: &Arc<Inner>, asked: &Asked, fault: Option<Fault>) -> R
     };
     let (lines, receiver) = mpsc::channel(64);
     let seconds = asked.parameter("timeoutSeconds").parse().map_or(WATCH_TIME, Duration::from_secs);
-    let watch = Watch {
+    let mut watch = Watch {
         inner: inner.clone(),
         namespace: asked.namespace.clone(),
         selector: selector(asked)?,
@@ -66,7 +66,12 @@ pub(super) fn open(inner: &Arc<Inner>, asked: &Asked, fault: Option<Fault>) -> R
         lines,
     };
     let marks_end = streaming && inner.streaming() == Streaming::Offered;
+    let broken = streaming && inner.streaming() == Streaming::Broken;
     tokio::spawn(async move {
+        if broken {
+            drop(watch.error(500, "InternalError", "a required storage feature is disabled").await);
+            return;
+        }
         let Over = watch.run(initial, marks_end).await;
     });
     Ok(receiver)
@@ -182,7 +187,11 @@ impl Watch {
     }
 
     async fn gone(&mut self) -> Result<(), Over> {
-        let object = status(410, "Expired", &format!("too old resource version: {}", self.cursor));
+        self.error(410, "Expired", &format!("too old resource version: {}", self.cursor)).await
+    }
+
+    async fn error(&mut self, code: u16, reason: &str, message: &str) -> Result<(), Over> {
+        let object = status(code, reason, message);
         self.line(format!("{{\"type\":\"ERROR\",\"object\":{object}}}\n")).await
     }
 

@@ -1,6 +1,6 @@
 //! Follows one target: says all its objects, then what changes, for ever and whatever happens to the API server.
 //!
-//! A list comes as a stream where the server offers that (`sendInitialEvents`), else in pages. A watch that ends is resumed at
+//! A list comes as a stream where the server offers that (`sendInitialEvents`) and it works, else in pages. A watch that ends is resumed at
 //! the last version seen, bookmarks included; one whose version is too old (410) begins with a new list. Between two requests
 //! there is always a delay, which doubles with jitter until a watch lives.
 
@@ -48,6 +48,9 @@ pub(super) struct Follower {
     undecodable: BTreeMap<Key, String>,
     /// Where the next watch begins; none when a list is due.
     version: Option<Arc<str>>,
+    /// Lists are streamed where the server has that; not any more once it offered one and could not make it, as with an etcd that
+    /// is too old for it.
+    streamed: bool,
     /// Lists are paged; not any more once a continue token has expired.
     paged: bool,
     failures: u32,
@@ -104,6 +107,7 @@ impl Follower {
             health,
             undecodable: BTreeMap::new(),
             version: None,
+            streamed: true,
             paged: true,
             failures: 0,
         }
@@ -120,7 +124,7 @@ impl Follower {
             let began = Instant::now();
             let mut heard = false;
             let end = match self.version.clone() {
-                None if self.shared.streaming.load(Ordering::Relaxed) => self.stream(&mut heard).await,
+                None if self.streamed && self.shared.streaming.load(Ordering::Relaxed) => self.stream(&mut heard).await,
                 None => self.pages().await,
                 Some(version) => self.watch(&version, &mut heard).await,
             };
@@ -236,6 +240,7 @@ impl Follower {
             })?;
             if line.type_ == "ERROR" {
                 let status: Status = serde_json::from_str(line.object.get()).unwrap_or_default();
+                self.streamed &= !(initial && status.code >= 500);
                 return Err(Fault::from_status(status.code, &status.message).into());
             }
             let head = head(line.object);

@@ -231,7 +231,7 @@ impl Of<'_> {
 }
 
 /// Names are written by strangers, and metrics are read in terminals too.
-fn name(text: &str) -> String {
+pub fn name(text: &str) -> String {
     clean(text).into_owned()
 }
 

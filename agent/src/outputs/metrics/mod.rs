@@ -3,6 +3,7 @@
 //! Every label set has a hard cap; what does not fit is counted in one series whose labels all say `overflow`. No address is
 //! ever a label: workloads are.
 
+mod exemplar;
 mod labels;
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,6 +15,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::exemplar::CounterWithExemplar;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use weir_engine::snapshot::{LATENCY_BUCKETS, Latency};
@@ -97,6 +99,7 @@ impl Metrics {
             view: view.clone(),
             caps: self.caps,
             left_out: self.left_out.clone(),
+            exemplars: format == Format::OpenMetrics,
         }));
         let mut out = String::new();
         text::encode(&mut out, &registry)?;
@@ -136,6 +139,8 @@ struct ViewCollector {
     view: Arc<View>,
     caps: Caps,
     left_out: Arc<AtomicU64>,
+    /// Prometheus' own format has none.
+    exemplars: bool,
 }
 
 impl Collector for ViewCollector {
@@ -168,8 +173,9 @@ impl Collector for ViewCollector {
         left_out += Series::sum(counts, self.caps.other).gauge(encoder, "required_flows", "Required flows by state")?;
 
         let attempts = snapshot.attempts.iter().map(|a| (Attempts::of(a), a.count));
-        left_out +=
-            Series::sum(attempts, self.caps.other).counter(encoder, "attempts", "Connection attempts by outcome")?;
+        let exemplars = if self.exemplars { exemplar::newest(&snapshot.pairs) } else { BTreeMap::new() };
+        let help = "Connection attempts by outcome";
+        left_out += Series::sum(attempts, self.caps.other).counter_with(encoder, "attempts", help, &exemplars)?;
 
         let drops = snapshot.drops.iter().map(|d| (Drops::of(d), d.count));
         let help = "Dropped packets of connection attempts on watched ports";
@@ -261,9 +267,28 @@ impl<L: Labels> Series<L> {
     }
 
     fn counter(&self, encoder: &mut DescriptorEncoder, name: &str, help: &str) -> Result<u64, fmt::Error> {
+        self.counter_with(encoder, name, help, &BTreeMap::new())
+    }
+
+    fn counter_with(
+        &self,
+        encoder: &mut DescriptorEncoder,
+        name: &str,
+        help: &str,
+        exemplars: &BTreeMap<L, exemplar::Seen>,
+    ) -> Result<u64, fmt::Error> {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in self.all() {
-            ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+            let encoder = family.encode_family(&labels)?;
+            match exemplars.get(&labels) {
+                Some((exemplar, at)) if value > 0 => {
+                    let counter = CounterWithExemplar::<exemplar::Exemplar>::default();
+                    counter.inc_by(value - 1, None, None);
+                    counter.inc_by(1, Some(exemplar.clone()), Some(*at));
+                    counter.encode(encoder)?;
+                }
+                Some(_) | None => ConstCounter::new(value).encode(encoder)?,
+            }
         }
         Ok(self.left_out)
     }
