@@ -8,6 +8,8 @@ mod golden;
 mod large;
 #[path = "check/naive.rs"]
 mod naive;
+#[path = "check/traffic.rs"]
+mod traffic;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,12 +1,8 @@
 //! What is shipped around the agent: the chart and the manifests made from it, the alerts, the dashboard, the runbooks.
-//! No root (but for `container`, with the feature `root`), no cluster, no network. What needs promtool, kubectl or the `weir`
-//! binary says that it is skipped where there is none.
+//! No root, no cluster, no network. What needs promtool, kubectl or the `weir` binary says that it is skipped where there is none.
 
 #[path = "deploy/chart.rs"]
 mod chart;
-#[cfg(feature = "root")]
-#[path = "deploy/container.rs"]
-mod container;
 #[path = "deploy/dashboard.rs"]
 mod dashboard;
 #[path = "deploy/exported.rs"]

@@ -1,5 +1,6 @@
 //! The whole agent in a cluster: it follows an API server, its probes see real packets, and what it reports follows both.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -34,6 +35,9 @@ impl Cluster {
         let server = runtime.block_on(ApiServer::start())?;
         server.install(Type::new("networking.istio.io", "v1", "Sidecar", "sidecars", true));
         server.fault(Rule::all(Fault::Status(403, None)).of("sidecars"));
+        // Nothing is granted but what the shipped roles grant.
+        let roles = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/manifests/weir.yaml");
+        server.require_roles(&roles)?;
         for object in mesh.manifests().into_iter().filter(|o| !is_pod_of_the_namespace(o)) {
             server.try_apply(object)?;
         }

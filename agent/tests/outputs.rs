@@ -129,12 +129,17 @@ fn the_page_proposes_a_fix_and_loads_nothing() {
     for part in ["Proposed fix", "kind: NetworkPolicy", "namespace: shop", "# opens sidecar-xds", "<pre>", "viewport"] {
         assert!(body.contains(part), "{part} is missing: {body}");
     }
+    for part in
+        ["denied by candidates", "shop/next-deny (next.yaml), in place of shop/allow-all", "shop/web → shop/db 5432"]
+    {
+        assert!(body.contains(part), "{part} is missing: {body}");
+    }
     // What is named in it is neither fetched nor run.
     for part in ["<script", "src=", "http://", "https://", "@import", "url("] {
         assert!(!body.contains(part), "{part}: {body}");
     }
     let (_, _, healthy) = get(http_server(&runtime, || serve(empty())).0, "/", "*/*");
-    assert!(!healthy.contains("Proposed fix"), "{healthy}");
+    assert!(!healthy.contains("Proposed fix") && !healthy.contains("andidate"), "{healthy}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden")
 }
 
-fn run(args: &[&str]) -> Output {
+pub fn run(args: &[&str]) -> Output {
     let command = Command::new(cargo_bin!("weir")).current_dir(folder().join("input"));
     command.env_remove("RUST_LOG").args(args).output().expect("weir")
 }
@@ -27,7 +27,7 @@ fn golden(args: &[&str], code: i32, file: &str) -> String {
 }
 
 /// The same for pages, which fit 100 columns.
-fn page(args: &[&str], code: i32, file: &str) {
+pub fn page(args: &[&str], code: i32, file: &str) {
     let text = golden(args, code, file);
     for line in text.lines() {
         assert!(line.chars().count() <= 100, "{args:?}: {line}");
@@ -58,6 +58,37 @@ fn check_formats() {
     golden(&with(&["check", "-o", "markdown"], &CLOSED), 1, "closed.md");
     page(&with(&["check"], &OPEN), 0, "open.txt");
     page(&with(&["check", "--all", "--mutate"], &OPEN), 0, "open-all.txt");
+}
+
+/// Pairs that only traffic tells of are judged with the others, and what tells of none is named.
+#[test]
+fn connections_that_were_seen() {
+    let objects = with(&OPEN, &["basket.yaml", "--connections", "connections.yaml"]);
+    page(&with(&["check", "--all"], &objects), 1, "connections.txt");
+    let said = run(&with(&["check"], &objects));
+    assert_data_eq!(
+        String::from_utf8(said.stderr).expect("text"),
+        Data::read_from(&folder().join("check/connections.stderr"), None)
+    );
+    // Without them the pair is not known, and nothing is wrong.
+    assert_eq!(run(&with(&["check"], &with(&OPEN, &["basket.yaml"]))).status.code(), Some(0));
+    let refused = |text: &str| {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("written");
+        let name = file.path().to_str().expect("text").to_owned();
+        let output = run(&with(&["check", "--connections", &name], &OPEN));
+        let error = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(&name), "the file is named: {error}");
+        error
+    };
+    // What is wrong and what is allowed.
+    let error = refused("connections: [{from: {pod: shop/cart-0}, to: {ip: 192.0.2.1}, prot: UDP, port: 53}]");
+    assert!(error.contains("prot") && error.contains("an end is pod, node or ip"), "{error}");
+    refused("connections: [{from: {pod: shop/cart-0}, to: {ip: 192.0.2.300}, port: 53}]");
+    refused("connections: [{from: {pod: shop/cart-0}, to: {ip: 192.0.2.3}, port: 70000}]");
+    let missing = run(&with(&["check", "--connections", "nowhere.yaml"], &OPEN));
+    assert_eq!(missing.status.code(), Some(2), "{}", String::from_utf8_lossy(&missing.stderr));
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Installs what building the probes and testing need, and nothing twice.
 //!
-//! Packages come from the distribution; bpf-linker, promtool, Prometheus and Alertmanager go below `target/tools`, so that neither the user's cargo
-//! folder nor the machine's services change (the package `prometheus` would start a server). Exit codes: 0 all there,
-//! 1 something is missing (`--check` only), 2 it could not be installed: the commands to type are on stdout.
+//! Packages come from the distribution; bpf-linker, promtool, Prometheus, Alertmanager and the container runtimes' seccomp
+//! profiles go below `target/tools`, so that neither the user's cargo folder nor the machine's services change (the package
+//! `prometheus` would start a server). Exit codes: 0 all there, 1 something is missing (`--check` only), 2 it could not be
+//! installed: the commands to type are on stdout.
 
 use std::{
     fs,
@@ -40,11 +41,11 @@ enum How {
     Packages(&'static [&'static str]),
     /// `cargo install` below `target/tools`.
     Linker,
-    /// Files of a distribution package, below `target/tools`.
+    /// Files of a distribution package, below `target/tools`: programs in `bin`, everything else in `share`.
     Unpacked(&'static str, &'static [&'static str]),
 }
 
-const NEEDS: [Need; 11] = [
+const NEEDS: [Need; 14] = [
     Need { name: "C compiler", why: "linking", found: || program("cc"), how: How::Packages(&["build-essential"]) },
     Need {
         name: "probe compiler",
@@ -72,19 +73,40 @@ const NEEDS: [Need; 11] = [
         name: "prometheus",
         why: "checking the metrics text; alerts end to end",
         found: || tools::tool("promtool").and(tools::tool("prometheus")),
-        how: How::Unpacked("prometheus", &["promtool", "prometheus"]),
+        how: How::Unpacked("prometheus", &["usr/bin/promtool", "usr/bin/prometheus"]),
     },
     Need {
         name: "alertmanager",
         why: "alerts end to end",
         found: || tools::tool("prometheus-alertmanager"),
-        how: How::Unpacked("prometheus-alertmanager", &["prometheus-alertmanager"]),
+        how: How::Unpacked("prometheus-alertmanager", &["usr/bin/prometheus-alertmanager"]),
     },
     Need {
         name: "runc",
         why: "the shipped security context for real",
         found: || program("runc"),
         how: How::Packages(&["runc"]),
+    },
+    Need {
+        name: "containerd's seccomp",
+        why: "the default profile of containerd",
+        found: || shared("seccomp_default.go"),
+        how: How::Unpacked(
+            "golang-github-containerd-containerd-dev",
+            &["usr/share/gocode/src/github.com/containerd/containerd/contrib/seccomp/seccomp_default.go"],
+        ),
+    },
+    Need {
+        name: "CRI-O's seccomp",
+        why: "the default profile of CRI-O and Podman",
+        found: || shared("seccomp.json"),
+        how: How::Unpacked("golang-github-containers-common", &["usr/share/containers/seccomp.json"]),
+    },
+    Need {
+        name: "chromium",
+        why: "the status page in a browser",
+        found: || ["chromium", "chromium-browser", "google-chrome"].into_iter().find_map(program),
+        how: How::Packages(&["chromium"]),
     },
 ];
 
@@ -124,7 +146,7 @@ fn report() -> bool {
         let found = (need.found)();
         complete &= found.is_some();
         eprintln!(
-            "{:8} {:15} {}",
+            "{:8} {:20} {}",
             if found.is_some() { "ok" } else { "MISSING" },
             need.name,
             found.unwrap_or(need.why.into())
@@ -159,7 +181,7 @@ fn install(wanted: fn(&Need) -> bool) -> Result<bool> {
 pub fn install_packages(packages: &[&str]) -> Result<bool> {
     if !tools::on_path("apt-get") {
         println!(
-            "# Not Debian or Ubuntu. Install by your own means: a C compiler, nftables, iproute2, iptables, runc, LLVM 22 with headers"
+            "# Not Debian or Ubuntu. Install by your own means: a C compiler, nftables, iproute2, iptables, runc, tmux, chromium, LLVM 22 with headers"
         );
         println!("# (then LLVM_PREFIX=… cargo xtask setup), and a compiler for the probes:");
         println!("rustup toolchain install nightly --profile minimal --component rust-src");
@@ -217,8 +239,8 @@ fn install_linker() -> Result<()> {
     Ok(())
 }
 
-/// Unpacks programs of a package instead of installing it: installed, it would start a server.
-fn unpack(package: &str, programs: &[&str]) -> Result<()> {
+/// Unpacks files of a package instead of installing it: installed, it would start a server, or bring many others along.
+fn unpack(package: &str, files: &[&str]) -> Result<()> {
     if !tools::on_path("apt-get") {
         println!("# {package}: install it by your own means, or go without: what needs it is then skipped");
         bail!("no apt-get");
@@ -237,14 +259,19 @@ fn unpack(package: &str, programs: &[&str]) -> Result<()> {
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
         .context("apt-get download left no package")?;
     tools::run(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(&folder))?;
-    let bin = tools::target().join("tools/bin");
-    fs::create_dir_all(&bin)?;
-    for program in programs {
-        fs::copy(folder.join("usr/bin").join(program), bin.join(program))
-            .with_context(|| format!("usr/bin/{program}"))?;
+    for file in files {
+        let to = tools::target().join(if file.starts_with("usr/bin/") { "tools/bin" } else { "tools/share" });
+        fs::create_dir_all(&to)?;
+        let name = Path::new(file).file_name().context("a path without a file's name")?;
+        fs::copy(folder.join(file), to.join(name)).with_context(|| (*file).to_owned())?;
     }
     fs::remove_dir_all(&folder)?;
     Ok(())
+}
+
+fn shared(name: &str) -> Option<String> {
+    let path = tools::target().join("tools/share").join(name);
+    path.is_file().then(|| path.display().to_string())
 }
 
 fn program(name: &str) -> Option<String> {

@@ -18,7 +18,8 @@ pub struct Test {
 }
 
 /// Test targets that make network namespaces and attach probes; they run one after the other, with the machine to themselves.
-const ROOT_TARGETS: [&str; 9] = ["harness", "cni", "probes", "matrix", "e2e", "istio", "live", "faults", "node"];
+const ROOT_TARGETS: [&str; 11] =
+    ["harness", "cni", "probes", "matrix", "e2e", "istio", "live", "faults", "node", "container", "page"];
 
 /// Programs that the test target `alerts` starts.
 const ALERT_PROGRAMS: [&str; 2] = ["prometheus", "prometheus-alertmanager"];

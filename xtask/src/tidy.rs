@@ -12,7 +12,7 @@ use crate::tools;
 
 /// What the pure core may depend on: no I/O, no clock, no async.
 const ENGINE_MAY_USE: [&str; 9] =
-    ["weir-common", "k8s-openapi", "serde", "serde_json", "ipnet", "thiserror", "foldhash", "toml", "serde-saphyr"];
+    ["weir-common", "k8s-openapi", "serde", "serde_json", "ipnet", "thiserror", "foldhash", "enumset", "toml", "serde-saphyr"];
 
 /// Where people's folders are.
 const HOMES: [&str; 2] = ["/home/", "/Users/"];

@@ -194,8 +194,7 @@ async fn write(client: &Client, saying: &Saying) -> Result<(), kube::Error> {
     let event = Event {
         metadata: ObjectMeta {
             namespace: Some(namespace.to_string()),
-            // As client-go names them: what it is about, and the time in hexadecimal.
-            name: Some(format!("{:.200}.{:x}", name, now.as_nanosecond())),
+            name: Some(event_name(name, now.as_nanosecond())),
             ..ObjectMeta::default()
         },
         event_time: Some(MicroTime(now)),
@@ -216,6 +215,12 @@ async fn write(client: &Client, saying: &Saying) -> Result<(), kube::Error> {
         ..Event::default()
     };
     Api::<Event>::namespaced(client.clone(), namespace).create(&PostParams::default(), &event).await.map(drop)
+}
+
+/// As client-go names them: what it is about, and the time in hexadecimal. A DNS subdomain, whose parts may not end in a dash.
+fn event_name(pod: &str, nanoseconds: i128) -> String {
+    let pod: String = pod.chars().take(200).collect();
+    format!("{}.{nanoseconds:x}", pod.trim_end_matches(['-', '.']))
 }
 
 /// Which agent it was: its pod, which is the host's name there.
@@ -252,6 +257,13 @@ mod tests {
         ] {
             assert_eq!(reason(from, to), expected, "{from:?} → {to:?}");
         }
+    }
+
+    #[test]
+    fn a_long_pod_name_is_not_cut_at_a_dash() {
+        assert_eq!(event_name("cart-0", 255), "cart-0.ff");
+        let long = format!("{}-.{}", "a".repeat(198), "b".repeat(40));
+        assert_eq!(event_name(&long, 255), format!("{}.ff", "a".repeat(198)));
     }
 
     #[test]

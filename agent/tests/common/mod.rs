@@ -13,8 +13,8 @@ use weir_engine::observation::{DropClass, Owner, Tuple};
 use weir_engine::policy::{Admission, Profile, Selecting, Side};
 use weir_engine::requirement::{Catalogue, Severity};
 use weir_engine::snapshot::{
-    AttemptCount, CandidateView, DropCount, Effect, EndView, Latency, Loss, ObjectCount, Overflow, PairView, Snapshot,
-    StateCount, VERSION,
+    AttemptCount, CandidatePolicy, CandidateView, CandidatesView, DropCount, Effect, EndView, InstanceView, Latency,
+    Loss, ObjectCount, Overflow, PairView, Snapshot, StateCount, TrafficView, VERSION,
 };
 use weir_engine::time::Time;
 use weir_engine::verdict::State;
@@ -157,6 +157,29 @@ pub fn busy() -> View {
         quiet,
         pair("sidecar-xds", State::Verified, workload("shop", "web"), istiod(), 15012),
     ];
+    view.snapshot.candidates = Some(CandidatesView {
+        policies: vec![CandidatePolicy {
+            policy: "shop/next-deny".to_owned(),
+            replaces: vec!["shop/allow-all".to_owned()],
+            source: "next.yaml".to_owned(),
+        }],
+        breaks: 1,
+        opens: 0,
+        traffic_breaks: 1,
+    });
+    view.snapshot.traffic = vec![TrafficView {
+        source: workload("shop", "web"),
+        destination: workload("shop", "db"),
+        protocol: Protocol::Tcp,
+        port: 5432,
+        instance: InstanceView { source: "shop/web-0".to_owned(), destination: "shop/db-0".to_owned() },
+        attempts: 40,
+        established: 40,
+        last: Time(99 * SECOND),
+        last_unix_ns: 0,
+        admission: Admission::Admitted,
+        candidate: view.snapshot.pairs[2].candidate.clone(),
+    }];
     let count = |flow: &str, state, count| StateCount { flow: flow.into(), severity: Severity::Critical, state, count };
     view.snapshot.counts = vec![
         count("sidecar-xds", State::Denied, 1),

@@ -1,14 +1,17 @@
 //! A fake API server: real HTTP on the loopback, enough of the Kubernetes API to be followed, and faults on demand.
 //!
 //! Discovery (also aggregated, with tags), get, list with pages and selectors, watch from a version with bookmarks and streaming
-//! lists, and create. Everything is kept in memory and counted. It takes any object: what a real API server would refuse
-//! as malformed is what a reader must survive.
+//! lists, and create. Everything is kept in memory and counted. It takes any object from the test: what a real API server
+//! would refuse as malformed is what a reader must survive. Of clients it takes Events alone as a real one does, and where
+//! roles are given it refuses whatever they do not grant.
 
 mod body;
 mod count;
 mod discovery;
+mod event;
 mod exec;
 mod fault;
+mod grant;
 mod request;
 mod selector;
 mod serve;
@@ -38,6 +41,7 @@ pub use fault::{Fault, Rule, Streaming, Verb};
 pub use selector::Selector;
 pub use store::{Happened, Store, Type, built_in};
 
+use grant::Grant;
 use request::Asked;
 use tls::Tls;
 
@@ -62,6 +66,7 @@ struct Inner {
 
 struct Settings {
     token: Option<String>,
+    grants: Option<Vec<Grant>>,
     streaming: Streaming,
     aggregated: bool,
     bookmark_every: Duration,
@@ -104,6 +109,7 @@ impl ApiServer {
             rules: Mutex::default(),
             settings: Mutex::new(Settings {
                 token: None,
+                grants: None,
                 streaming: Streaming::Offered,
                 aggregated: true,
                 bookmark_every: Duration::from_secs(60),
@@ -223,6 +229,15 @@ impl ApiServer {
     /// Only requests with this bearer token are answered.
     pub fn require_token(&self, token: Option<&str>) {
         lock(&self.inner.settings).token = token.map(str::to_owned);
+    }
+
+    /// Only requests are answered that the roles in this file of manifests grant, as if all were bound to who asks.
+    ///
+    /// # Errors
+    /// When there are no roles in it.
+    pub fn require_roles(&self, manifests: &Path) -> anyhow::Result<()> {
+        lock(&self.inner.settings).grants = Some(grant::read(manifests)?);
+        Ok(())
     }
 
     /// How streaming lists are answered.
@@ -351,6 +366,10 @@ impl Inner {
 
     fn token(&self) -> Option<String> {
         lock(&self.settings).token.clone()
+    }
+
+    fn grants(&self, asked: &Asked) -> bool {
+        lock(&self.settings).grants.as_ref().is_none_or(|grants| grants.iter().any(|grant| grant.covers(asked)))
     }
 
     fn streaming(&self) -> Streaming {

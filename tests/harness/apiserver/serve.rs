@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::body::Answer;
 use super::discovery;
+use super::event;
 use super::exec::Exec;
 use super::fault::{Fault, Verb};
 use super::request::Asked;
@@ -59,6 +60,11 @@ pub(super) async fn answer(inner: Arc<Inner>, request: Request<Incoming>) -> Res
     let bearer = parts.headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
     if inner.token().is_some_and(|token| bearer != Some(&*token)) {
         return respond(&inner, counted, 401, &Refusal::new(401, "Unauthorized").1, &[]);
+    }
+    if !inner.grants(&asked) {
+        let (verb, plural) = (asked.verb, &asked.plural);
+        let message = format!("{plural} is forbidden: the account cannot {verb:?} resource {plural:?}");
+        return respond(&inner, counted, 403, &Refusal::new(403, &message).1, &[]);
     }
     let mut watch_fault = None;
     for fault in inner.faults(&asked) {
@@ -218,6 +224,12 @@ fn create(inner: &Inner, asked: &Asked, body: &[u8]) -> Result<Value, Refusal> {
         meta["name"] = format!("{prefix}{}", inner.store().version()).into();
     }
     let name = meta.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    if of.1 == "events" {
+        let faults = event::faults(&object, asked.namespace.as_deref().unwrap_or_default());
+        if !faults.is_empty() {
+            return Err(Refusal::new(422, &format!("Event {name:?} is invalid: {}", faults.join("; "))));
+        }
+    }
     if inner.store().object(&of, &(asked.namespace.clone().unwrap_or_default(), name)).is_some() {
         return Err(Refusal::new(409, "already exists"));
     }

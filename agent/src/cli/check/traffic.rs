@@ -83,7 +83,9 @@ pub fn run(traffic: &Path, source: &Source, json: bool) -> anyhow::Result<Exit> 
     if json {
         out::json(&report)?
     } else {
-        out::print(&page(&report, &source.arguments()))?
+        // A recording brings the cluster's objects along; who asks further has to.
+        let cluster = if source.cluster.is_empty() { " --cluster CLUSTER" } else { "" };
+        out::print(&page(&report, &format!("{}{cluster}", source.arguments())))?
     }
     Ok(match (report.breaks.is_empty(), incomplete || !report.untold.is_empty()) {
         (false, _) => Exit::Findings,
@@ -290,11 +292,8 @@ fn next_step(report: &Report, arguments: &str) -> String {
         };
     };
     let udp = if first.protocol == Protocol::Udp { "/udp" } else { "" };
+    let (source, destination, port) = (end(&first.source), end(&first.destination), first.port);
     format!(
-        "`weir explain {} {} {}{udp} {arguments}` says why, with the cluster's objects among the files; open it in the candidates \
-         and check again",
-        end(&first.source),
-        end(&first.destination),
-        first.port
+        "`weir explain {source} {destination} {port}{udp} {arguments}` says why; open it in the candidates and check again"
     )
 }
