@@ -499,8 +499,7 @@ fn probing_from_more_than_ten_pods_is_asked_for_first() {
         let cart = all.iter().find(is_cart).cloned().unwrap();
         for n in 1..pods {
             let mut pod = cart.clone();
-            // Documentation's own addresses: no pod of this machine.
-            let address = format!("192.0.2.{n}");
+            let address = format!("203.0.113.{n}");
             pod["metadata"]["name"] = format!("cart-1-{n}").into();
             pod["status"] = serde_json::json!({"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]});
             all.push(pod);
@@ -511,6 +510,6 @@ fn probing_from_more_than_ten_pods_is_asked_for_first() {
         let output = run(&["probe", "-f", file.to_str().unwrap(), "--timeout", "1s"]);
         let text = stderr(&output);
         assert_eq!(text.contains("from 11 pods; name one, or say --yes"), asks, "{pods}: {text}");
-        assert_eq!(output.status.code(), Some(2), "nothing was opened: {text}{}", stdout(&output));
+        assert!(!asks || output.status.code() == Some(2) && stdout(&output).is_empty(), "{text}{}", stdout(&output));
     }
 }
