@@ -73,6 +73,6 @@ fn a_recording_of_the_running_agent_replays_to_what_it_says() -> Result<()> {
     // Over `kubectl exec` there is only standard output.
     let said = rehearsal.agent.command(&["record", "-", "--for", "1s"])?;
     ensure!(said.status.success() && said.stdout.starts_with(b"{\"weir_recording\":1,"), "{said:?}");
-    ensure!(!String::from_utf8_lossy(&said.stderr).contains("next:"), "{said:?}");
+    ensure!(String::from_utf8_lossy(&said.stderr).contains("next: weir replay"), "{said:?}");
     Ok(())
 }

@@ -86,7 +86,9 @@ impl Fix {
 fn tell(repair: &Repair) {
     let opened = repair.denied_before - repair.denied_after;
     match (repair.denied_before, repair.policies.len()) {
-        (0, _) => anstream::eprintln!("weir: no required flow is denied; there is nothing to fix"),
+        (0, _) => {
+            anstream::eprintln!("weir: no required flow is denied; there is nothing to fix; next: weir check --all")
+        }
         (before, policies) => anstream::eprintln!(
             "weir: {opened} of {} opened by {}",
             count(before, "denied flow", "denied flows"),
@@ -110,5 +112,7 @@ fn tell(repair: &Repair) {
     }
     if !repair.policies.is_empty() {
         anstream::eprintln!("weir: next: review, then kubectl apply -f FILE, then weir check again");
+    } else if repair.denied_after > 0 {
+        anstream::eprintln!("weir: next: weir explain FROM TO PORT names the policies to change by hand");
     }
 }

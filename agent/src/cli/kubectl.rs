@@ -21,6 +21,8 @@ const NAME: &str = "kubectl-weir";
 const AGENTS: &str = "app.kubernetes.io/name=weir";
 /// The container, and the command in it.
 const COMMAND: &str = "weir";
+/// What cannot do without a terminal.
+const SCREEN: &str = "top";
 
 /// Runs a command of weir in the agent's pod on the node of a pod.
 #[derive(Debug, Parser)]
@@ -93,6 +95,13 @@ impl Kubectl {
         let name = agent.name_any();
         if command.is_empty() {
             command.push("status".to_owned());
+        }
+        if command.first().is_some_and(|word| word == SCREEN) {
+            let words = command.join(" ");
+            bail!(
+                "weir {SCREEN} draws on a terminal, which this plugin does not pass on; next: \
+                 kubectl exec -it -n {home} {name} -c {COMMAND} -- {COMMAND} {words}"
+            );
         }
         command.insert(0, COMMAND.to_owned());
         let params = AttachParams::default().container(COMMAND).stdin(false).stderr(true);

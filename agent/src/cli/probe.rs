@@ -103,7 +103,7 @@ impl Probe {
         drop(bar);
         let results = results?;
         match output {
-            Output::Table => out::print(&page(&results, &left))?,
+            Output::Table => out::print(&page(&results, &left, probe::sees_all_processes()))?,
             Output::Json => out::json(&Report { version: plan::VERSION, results: &results, left: &left })?,
         }
         let tried = || results.iter().filter(|r| r.answered.is_some());
@@ -119,7 +119,9 @@ impl Probe {
 
 fn confirm(pods: usize, connections: usize) -> anyhow::Result<()> {
     if !io::stdin().is_terminal() {
-        bail!("this would open {connections} connections from {pods} pods; name one, or say --yes");
+        bail!(
+            "this would open {connections} connections from {pods} pods; name one, or say --yes (in a pod, kubectl exec -it asks)"
+        );
     }
     anstream::eprint!("Open {connections} connections from {pods} pods? [y/N] ");
     let mut said = String::new();
@@ -130,16 +132,16 @@ fn confirm(pods: usize, connections: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn page(results: &[probe::Result], left: &[String]) -> String {
+fn page(results: &[probe::Result], left: &[String], sees_all: bool) -> String {
     let mut page = Page::default();
     let mut source = "";
     for result in results {
         let check = &result.check;
+        let Some(answered) = &result.answered else { continue };
         if check.source != source {
             source = &check.source;
             page.line(0, &format!("from {source} ({})", check.address));
         }
-        let Some(answered) = &result.answered else { continue };
         let (word, style) = match result.is_fine() {
             true => ("ok", Page::GREEN),
             false => (answered.reached.as_str(), Page::RED),
@@ -170,7 +172,10 @@ fn page(results: &[probe::Result], left: &[String]) -> String {
         let named = elsewhere.iter().take(5).copied().collect::<Vec<_>>().join(", ");
         let more = elsewhere.len().saturating_sub(5);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        page.line(0, &format!("not on this machine: {named}{more}"));
+        page.line(
+            0,
+            &format!("not on this machine: {named}{more}; probe them where they run: weir probe on their nodes"),
+        );
     }
     for left in left {
         page.line(0, &format!("not tried: {left}"));
@@ -179,6 +184,11 @@ fn page(results: &[probe::Result], left: &[String]) -> String {
     let tried = results.iter().filter(|r| r.answered.is_some()).count();
     let fine = results.iter().filter(|r| r.is_fine()).count();
     let next = match (tried, fine) {
+        (0, _) if !sees_all => {
+            "Nothing was opened: this container sees its own processes alone, and finds pods' network namespaces through \
+             theirs. It takes hostPID and CAP_SYS_ADMIN, which the agent's pod does not have. Next, as root on the node: \
+             weir probe --socket /proc/AGENT/root/run/weir/weir.sock, where AGENT is the agent's process"
+        }
         (0, _) => "Nothing was opened: no required flow begins at a pod of this machine. Next: weir status --all",
         (tried, fine) if tried == fine => {
             "Every connection did what its flow needs. Next: weir status shows the states as they are now."

@@ -94,6 +94,8 @@ impl Record {
         if file != Path::new(record::STANDARD_OUTPUT) {
             let size = std::fs::metadata(&file).map_or(0, |m| m.len());
             anstream::eprintln!("weir: {} has {size} bytes; next: weir replay {0}", file.display());
+        } else {
+            anstream::eprintln!("weir: recorded; next: weir replay FILE, where FILE is what you wrote it to");
         }
         Ok(exit)
     }

@@ -44,18 +44,23 @@ impl Replay {
         let mut last = Time::default();
         // A terminal on which lines appear needs no other sign of life.
         let bar = (!io::stdout().is_terminal()).then(|| progress::bytes(recording.progress().1));
+        let (mut inputs, mut transitions) = (0_u64, 0_u64);
         while let Some((now, input)) = recording.next_input()? {
-            last = now;
+            (last, inputs) = (now, inputs + 1);
             bar.iter().for_each(|bar| bar.set_position(recording.progress().0));
             if let Err(error) = engine.input(now, input) {
                 anstream::eprintln!("weir: at {now}: {}", clean(&error.to_string()));
             }
             while let Some(transition) = engine.poll_transition() {
                 out::json(&Line::Transition(&transition))?;
+                transitions += 1;
             }
         }
         drop(bar);
         out::json(&Line::Snapshot(&engine.snapshot(last)))?;
+        anstream::eprintln!(
+            "weir: {inputs} inputs gave {transitions} transitions; next: each has its reason: jq .transition.why"
+        );
         Ok(Exit::Fine)
     }
 }

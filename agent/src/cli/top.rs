@@ -56,7 +56,9 @@ impl Top {
     pub fn run(self) -> anyhow::Result<Exit> {
         let Self { filter, all, socket } = self;
         if !stdout().is_terminal() {
-            bail!("weir top draws on a terminal, and this is none; use weir status, or weir status --watch");
+            bail!(
+                "weir top draws on a terminal, and this is none; in a pod: kubectl exec -it; without one: weir status --watch"
+            );
         }
         // Before the screen is taken: who has no agent is told so where it stays readable.
         let mut screen = Screen::new(filter, all);
@@ -97,7 +99,9 @@ impl Top {
             }
         })();
         ratatui::try_restore().context("cannot restore the terminal; `reset` does")?;
-        ended.map(|()| Exit::Fine)
+        ended?;
+        anstream::eprintln!("weir: next: weir explain FROM TO PORT says why, weir watch --denied follows attempts");
+        Ok(Exit::Fine)
     }
 }
 

@@ -64,13 +64,21 @@ const EXAMPLES: &str = "Examples:
 /// Attempts followed at the same time without an agent.
 const MAX_ATTEMPTS: usize = 65_536;
 
+/// The last words of a watch that was ended.
+const NEXT: &str =
+    "weir: next: weir explain FROM TO PORT says why one was denied, weir status what it does to the mesh";
+const NEXT_STANDALONE: &str =
+    "weir: next: weir doctor says what this kernel shows; names and verdicts take an agent: weir run";
+
 impl Watch {
     /// Prints until the agent or the reader goes away.
     pub fn run(self) -> anyhow::Result<Exit> {
         if self.standalone {
             return self.standalone();
         }
-        for live in socket::watch(&self.socket)? {
+        let lines = socket::watch(&self.socket)?;
+        end_when_interrupted()?;
+        for live in lines {
             self.show(&live?)?;
         }
         bail!("the agent has stopped; start it again with `weir run`, or use `weir watch --standalone`")
@@ -105,10 +113,16 @@ impl Watch {
             anstream::eprintln!("weir: watching; Ctrl-C ends it");
             let mut attempts = Attempts::new(MAX_ATTEMPTS);
             let (mut batch, mut lost) = (Vec::new(), 0);
+            let stop = run::stop_signal()?;
+            tokio::pin!(stop);
             loop {
                 // What nothing more is seen of is decided by time.
                 let decided = attempts.poll_timeout().map(|at| tokio::time::sleep_until(clock.instant(at)));
                 tokio::select! {
+                    () = &mut stop => {
+                        anstream::eprintln!("{NEXT_STANDALONE}");
+                        return Ok(Exit::Fine);
+                    }
                     seen = kernel.next(&mut batch) => seen?,
                     () = run::maybe(decided) => {}
                 }
@@ -127,6 +141,24 @@ impl Watch {
             }
         })
     }
+}
+
+/// Ctrl-C is how a watch ends: in order, with what to do next. Lines come from a blocking read, so this waits beside it.
+fn end_when_interrupted() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    let runtime = runtime.context("cannot wait for Ctrl-C")?;
+    let stop = {
+        let _inside = runtime.enter();
+        run::stop_signal()?
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(stop);
+        // Whole lines only: nobody else prints while this is held.
+        let _out = std::io::stdout().lock();
+        anstream::eprintln!("{NEXT}");
+        std::process::exit(0);
+    });
+    Ok(())
 }
 
 /// One line for people.

@@ -7,4 +7,5 @@ pub mod plan;
 mod run;
 
 pub use attempt::{Answered, Reached};
+pub use netns::sees_all_processes;
 pub use run::{Limits, Result, run};

@@ -38,6 +38,14 @@ pub fn all() -> anyhow::Result<Vec<File>> {
     Ok(found)
 }
 
+/// Inode of the PID namespace that the kernel makes first: `PROC_PID_INIT_INO` of its `include/linux/proc_ns.h`.
+const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// Whether all processes of the machine can be seen from here, as in a container only with `hostPID`.
+pub fn sees_all_processes() -> bool {
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST_PID_NAMESPACE)
+}
+
 /// The one of these that has an address.
 pub fn with_address(namespaces: &[File], address: IpAddr) -> Option<&File> {
     namespaces.iter().find(|netns| inside(netns, || UdpSocket::bind((address, 0)).is_ok()).unwrap_or(false))

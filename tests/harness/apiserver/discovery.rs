@@ -65,10 +65,25 @@ fn resources(store: &Store, group: &str, version: &str) -> Option<Value> {
         .into_iter()
         .map(|t| {
             json!({"name": t.plural, "singularName": t.kind.to_lowercase(), "namespaced": t.namespaced,
-                   "kind": t.kind, "verbs": VERBS})
+                   "kind": t.kind, "verbs": VERBS, "shortNames": short_names(&t.plural)})
         })
         .collect();
     Some(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version, "resources": resources}))
+}
+
+/// As people abbreviate the kinds that every API server has.
+fn short_names(plural: &str) -> &'static [&'static str] {
+    match plural {
+        "namespaces" => &["ns"],
+        "nodes" => &["no"],
+        "pods" => &["po"],
+        "services" => &["svc"],
+        "configmaps" => &["cm"],
+        "networkpolicies" => &["netpol"],
+        "deployments" => &["deploy"],
+        "daemonsets" => &["ds"],
+        _ => &[],
+    }
 }
 
 const VERBS: [&str; 7] = ["create", "delete", "get", "list", "patch", "update", "watch"];
@@ -96,5 +111,6 @@ fn aggregate(store: &Store, of: impl Fn(&Type) -> bool) -> Value {
 fn resource(t: &Type) -> Value {
     json!({"resource": t.plural, "singularResource": t.kind.to_lowercase(),
            "responseKind": {"group": t.group, "version": t.version, "kind": t.kind},
-           "scope": if t.namespaced { "Namespaced" } else { "Cluster" }, "verbs": VERBS})
+           "scope": if t.namespaced { "Namespaced" } else { "Cluster" }, "verbs": VERBS,
+           "shortNames": short_names(&t.plural)})
 }

@@ -15,6 +15,12 @@ pub enum Verb {
     Watch,
     /// A new object.
     Create,
+    /// Some fields of an object.
+    Patch,
+    /// All of an object.
+    Update,
+    /// The end of an object.
+    Delete,
 }
 
 /// What goes wrong.

@@ -57,6 +57,9 @@ impl Grant {
             Verb::List => "list",
             Verb::Watch => "watch",
             Verb::Create => "create",
+            Verb::Patch => "patch",
+            Verb::Update => "update",
+            Verb::Delete => "delete",
         };
         let has = |listed: &[String], wanted: &str| listed.iter().any(|l| l == wanted || l == "*");
         // A list or a watch of one object by its name counts as one of that name.

@@ -1,7 +1,7 @@
 //! A fake API server: real HTTP on the loopback, enough of the Kubernetes API to be followed, and faults on demand.
 //!
 //! Discovery (also aggregated, with tags), get, list with pages and selectors, watch from a version with bookmarks and streaming
-//! lists, and create. Everything is kept in memory and counted. It takes any object from the test: what a real API server
+//! lists, create, merge patches, replace and delete. Everything is kept in memory and counted. It takes any object from the test: what a real API server
 //! would refuse as malformed is what a reader must survive. Of clients it takes Events alone as a real one does, and where
 //! roles are given it refuses whatever they do not grant.
 
@@ -18,6 +18,7 @@ mod serve;
 mod store;
 mod tls;
 mod watch;
+mod write;
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -16,6 +16,8 @@ pub(super) struct Asked {
     pub plural: String,
     pub namespace: Option<String>,
     pub name: Option<String>,
+    /// What of the object, `log` for one.
+    pub subresource: Option<String>,
     pub query: BTreeMap<String, String>,
 }
 
@@ -36,6 +38,7 @@ impl Asked {
                     plural: nothing(),
                     namespace: None,
                     name: None,
+                    subresource: None,
                     path,
                     query,
                 });
@@ -43,6 +46,12 @@ impl Asked {
             ["api", version, rest @ ..] => ("", *version, rest),
             ["apis", group, version, rest @ ..] => (*group, *version, rest),
             _ => return None,
+        };
+        let (rest, subresource) = match rest {
+            ["namespaces", namespace, "pods", name, "log"] => {
+                (&["namespaces", namespace, "pods", name][..], Some("log"))
+            }
+            rest => (rest, None),
         };
         let (namespace, plural, name) = match rest {
             ["namespaces", namespace, plural] => (Some(*namespace), *plural, None),
@@ -53,6 +62,9 @@ impl Asked {
         };
         let verb = match (&parts.method, name) {
             (&hyper::Method::POST, None) => Verb::Create,
+            (&hyper::Method::PATCH, Some(_)) => Verb::Patch,
+            (&hyper::Method::PUT, Some(_)) => Verb::Update,
+            (&hyper::Method::DELETE, Some(_)) => Verb::Delete,
             (&hyper::Method::GET, Some(_)) => Verb::Get,
             (&hyper::Method::GET, None) if query.get("watch").is_some_and(|w| w == "true" || w == "1") => Verb::Watch,
             (&hyper::Method::GET, None) => Verb::List,
@@ -65,6 +77,7 @@ impl Asked {
             plural: plural.to_owned(),
             namespace: namespace.map(str::to_owned),
             name: name.map(str::to_owned),
+            subresource: subresource.map(str::to_owned),
             path,
             query,
         })

@@ -17,7 +17,7 @@ use super::fault::{Fault, Verb};
 use super::request::Asked;
 use super::selector::Selector;
 use super::store::{TypeKey, status};
-use super::{Inner, watch};
+use super::{Inner, watch, write};
 
 /// An answer that is not what was asked for.
 pub(super) struct Refusal(pub u16, pub Value);
@@ -90,6 +90,14 @@ pub(super) async fn answer(inner: Arc<Inner>, request: Request<Incoming>) -> Res
             Fault::CloseAfter(_) | Fault::CutAfter(_) | Fault::GoneInWatch => watch_fault = Some(fault),
         }
     }
+    if asked.verb == Verb::Get && asked.subresource.as_deref() == Some("log") {
+        return match get(&inner, &asked, false) {
+            Ok(_) => {
+                build(200, &[(CONTENT_TYPE, "text/plain".to_owned())], Answer::text(&inner, counted, LOG.to_vec()))
+            }
+            Err(refusal) => respond(&inner, counted, refusal.0, &refusal.1, &[]),
+        };
+    }
     let answered = match asked.verb {
         Verb::Discovery => {
             let accept = parts.headers.get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
@@ -108,14 +116,27 @@ pub(super) async fn answer(inner: Arc<Inner>, request: Request<Incoming>) -> Res
             get(&inner, &asked, accept.contains("as=PartialObjectMetadata"))
         }
         Verb::List => list(&inner, &asked),
-        Verb::Create => match body.collect().await {
-            Ok(body) => create(&inner, &asked, &body.to_bytes()),
+        Verb::Delete => write::delete(&inner, &asked),
+        Verb::Create | Verb::Patch | Verb::Update => match body.collect().await {
+            Ok(body) => change(&inner, &asked, &body.to_bytes()),
             Err(error) => Err(Refusal::new(400, &error.to_string())),
         },
     };
     match answered {
         Ok(value) => respond(&inner, counted, if asked.verb == Verb::Create { 201 } else { 200 }, &value, &[]),
         Err(refusal) => respond(&inner, counted, refusal.0, &refusal.1, &[]),
+    }
+}
+
+/// What a container has said, of every pod.
+const LOG: &[u8] = b"weir runs\n";
+
+fn change(inner: &Inner, asked: &Asked, body: &[u8]) -> Result<Value, Refusal> {
+    match asked.verb {
+        Verb::Patch => write::patch(inner, asked, body),
+        Verb::Update => write::update(inner, asked, body),
+        _ if asked.plural == "selfsubjectaccessreviews" => write::review(inner, asked, body),
+        _ => create(inner, asked, body),
     }
 }
 
@@ -157,8 +178,12 @@ fn discover(
     if seen == Some(&tag) {
         return build(304, &[(ETAG, tag)], Answer::text(inner, counted, Vec::new()));
     }
-    respond(inner, counted, 200, &document, &[(ETAG, tag)])
+    // kubectl takes what has not this type as the other form.
+    let headers = [(ETAG, tag), (CONTENT_TYPE, AGGREGATED.to_owned())];
+    build(200, &headers, Answer::text(inner, counted, serde_json::to_vec(&document).unwrap_or_default()))
 }
+
+const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 fn get(inner: &Inner, asked: &Asked, metadata_only: bool) -> Result<Value, Refusal> {
     let of = of(inner, asked)?;
@@ -215,7 +240,7 @@ fn list(inner: &Inner, asked: &Asked) -> Result<Value, Refusal> {
 
 fn create(inner: &Inner, asked: &Asked, body: &[u8]) -> Result<Value, Refusal> {
     let of = of(inner, asked)?;
-    let mut object: Value = serde_json::from_slice(body).map_err(|e| Refusal::new(400, &e.to_string()))?;
+    let mut object = write::object(asked, body)?;
     let meta = &mut object["metadata"];
     if let Some(namespace) = &asked.namespace {
         meta["namespace"] = namespace.as_str().into();
