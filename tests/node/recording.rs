@@ -76,3 +76,35 @@ fn a_recording_of_the_running_agent_replays_to_what_it_says() -> Result<()> {
     ensure!(String::from_utf8_lossy(&said.stderr).contains("next: weir replay"), "{said:?}");
     Ok(())
 }
+
+#[test]
+fn a_recording_of_its_own_is_bounded_and_tells_less_when_redacted() -> Result<()> {
+    let rehearsal = begin()?;
+    let folder = tempfile::tempdir()?;
+    let manifests = folder.path().join("cluster.json");
+    let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": rehearsal.mesh.manifests()});
+    fs::write(&manifests, list.to_string())?;
+    let file = folder.path().join("recording");
+    let (file, manifests) = (text(&file)?, text(&manifests)?);
+    let mut record = Running::start(&["record", file, "--manifests", manifests, "--for", "10m", "--redact"])?;
+    record.said("weir runs")?;
+    rehearsal.mesh.drive(std::slice::from_ref(rehearsal.flow(FLOW)?), &DriveOptions::default())?;
+    let begin = Instant::now();
+    while !fs::read_to_string(file)?.contains("15012") {
+        ensure!(begin.elapsed() < PATIENCE, "the attempt is not in the recording");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    record.interrupt()?;
+    let recorded = fs::read_to_string(file)?;
+    ensure!(!recorded.contains("\"image\"") && !recorded.contains("\"comm\":\"t"), "more than verdicts need");
+    let replay = || Command::new(agent::binary()?).args(["replay", file]).output().context("weir replay");
+    let (first, second) = (replay()?, replay()?);
+    ensure!(first.status.success() && first.stdout == second.stdout, "two replays differ");
+    ensure!(String::from_utf8_lossy(&first.stdout).contains("sidecar-xds"), "the replay does not know the flow");
+    // A limit ends the recording, not the program; what is there replays.
+    let mut record = Running::start(&["record", file, "--manifests", manifests, "--for", "1s", "--limit", "5000"])?;
+    record.wait()?;
+    ensure!(fs::metadata(file)?.len() <= 5000, "beyond its limit");
+    ensure!(replay()?.status.success(), "what is there does not replay");
+    Ok(())
+}
