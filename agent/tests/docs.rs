@@ -204,8 +204,8 @@ fn blocks<'a>(text: &'a str, document: &Path) -> Vec<(Option<&'a str>, String)> 
     let mut found = Vec::new();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
-        let Some(info) = line.strip_prefix("```") else { continue };
-        let body: Vec<&str> = lines.by_ref().take_while(|l| !l.starts_with("```")).collect();
+        let Some(info) = line.trim_start().strip_prefix("```") else { continue };
+        let body: Vec<&str> = lines.by_ref().take_while(|l| !l.trim_start().starts_with("```")).collect();
         let mut words = info.split_whitespace();
         if words.next() != Some("sh") {
             continue;

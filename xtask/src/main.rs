@@ -71,3 +71,40 @@ fn main() -> ExitCode {
         ExitCode::from(2)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use clap::Parser as _;
+
+    use super::{Arguments, tools};
+
+    /// The documents' `cargo xtask` lines, in blocks and in sentences, are ones that this program takes.
+    #[test]
+    fn the_tasks_of_the_documents_are_tasks() {
+        let mut folders = vec![tools::root().join("docs")];
+        let mut pages: Vec<PathBuf> =
+            ["README.md", "SECURITY.md", "deploy/README.md"].map(|name| tools::root().join(name)).into();
+        while let Some(folder) = folders.pop() {
+            for entry in folder.read_dir().unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() { folders.push(path) } else { pages.push(path) }
+            }
+        }
+        let mut known = 0;
+        for page in pages.iter().filter(|page| page.extension().is_some_and(|e| e == "md")) {
+            let text = std::fs::read_to_string(page).unwrap();
+            for (_, line) in text.match_indices("cargo xtask ").map(|(at, _)| text[at..].split_at(0)) {
+                let line = line.split(['`', '\n', '#', ',', ';', ')']).next().unwrap_or_default();
+                let words = line.trim().trim_end_matches('.').split_whitespace().skip(2);
+                let words = std::iter::once("cargo xtask").chain(words);
+                if let Err(error) = Arguments::try_parse_from(words) {
+                    panic!("{}: {line}\n{error}", page.display());
+                }
+                known += 1;
+            }
+        }
+        assert!(known > 5, "{known} tasks in the documents");
+    }
+}

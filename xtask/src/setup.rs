@@ -45,7 +45,7 @@ enum How {
     Unpacked(&'static str, &'static [&'static str]),
 }
 
-const NEEDS: [Need; 14] = [
+const NEEDS: [Need; 15] = [
     Need { name: "C compiler", why: "linking", found: || program("cc"), how: How::Packages(&["build-essential"]) },
     Need {
         name: "probe compiler",
@@ -101,6 +101,12 @@ const NEEDS: [Need; 14] = [
         why: "the default profile of CRI-O and Podman",
         found: || shared("seccomp.json"),
         how: How::Unpacked("golang-github-containers-common", &["usr/share/containers/seccomp.json"]),
+    },
+    Need {
+        name: "kubectl",
+        why: "the documents' commands against the fake API server",
+        found: || tools::tool("kubectl"),
+        how: How::Unpacked("kubernetes-client", &["usr/bin/kubectl"]),
     },
     Need {
         name: "chromium",
