@@ -43,7 +43,7 @@ impl Observer for Script {
     }
 
     fn probes(&self) -> Vec<ProbeView> {
-        vec![ProbeView { name: "script".to_owned(), active: true, reason: None }]
+        vec![ProbeView { name: "script".to_owned(), hook: String::new(), active: true, reason: None }]
     }
 
     fn watch(&mut self, _ports: &BTreeSet<u16>) -> anyhow::Result<()> {

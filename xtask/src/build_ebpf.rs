@@ -53,7 +53,7 @@ pub fn toolchain() -> Option<Toolchain> {
 /// Builds what is stale and returns the object's path, below which the agent's `build.rs` looks. Sets up what is missing.
 pub fn build() -> Result<PathBuf> {
     if !tools::bpf_linker().is_file() || toolchain().is_none() {
-        setup::ensure_probe_toolchain()?;
+        setup::ensure(setup::For::Probes)?;
     }
     let Some(toolchain) = toolchain() else {
         bail!("no toolchain for {TARGET}: run `cargo xtask setup`");

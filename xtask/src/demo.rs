@@ -21,7 +21,7 @@ impl Demo {
         if !tools::is_root() {
             bail!("the demo makes network namespaces and attaches probes: run it as root (`sudo -E cargo xtask demo`)");
         }
-        setup::ensure_all()?;
+        setup::ensure(setup::For::Mesh)?;
         build_ebpf::build()?;
         eprintln!("building the agent and the mini-mesh");
         let mut cargo = tools::cargo();

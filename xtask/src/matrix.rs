@@ -29,7 +29,7 @@ impl Matrix {
                 "the matrix makes network namespaces and attaches probes: run it as root (`sudo -E cargo xtask matrix`)"
             );
         }
-        setup::ensure_all()?;
+        setup::ensure(setup::For::Tests)?;
         build_ebpf::build()?;
         let mut cargo = tools::cargo();
         tools::run(cargo.args(["build", "--quiet", "--package", "weir", "--package", "weir-tests", "--bins"]))?;

@@ -27,9 +27,21 @@ pub struct Setup {
     check: bool,
 }
 
+/// What something is needed for; each includes those before it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum For {
+    /// Building the probes.
+    Probes,
+    /// The mini-mesh of the demo.
+    Mesh,
+    /// Every test.
+    Tests,
+}
+
 /// One thing that must be there.
 struct Need {
     name: &'static str,
+    needed: For,
     why: &'static str,
     /// What was found.
     found: fn() -> Option<String>,
@@ -46,49 +58,80 @@ enum How {
 }
 
 const NEEDS: [Need; 15] = [
-    Need { name: "C compiler", why: "linking", found: || program("cc"), how: How::Packages(&["build-essential"]) },
+    Need {
+        name: "C compiler",
+        needed: For::Probes,
+        why: "linking",
+        found: || program("cc"),
+        how: How::Packages(&["build-essential"]),
+    },
     Need {
         name: "probe compiler",
+        needed: For::Probes,
         why: "Rust for bpfel-unknown-none",
         found: || build_ebpf::toolchain().map(|toolchain| build_ebpf::describe(&toolchain)),
         how: How::Packages(&["rustc-web", "libstd-rust-web-dev", "libstd-rust-web-dev-bpf"]),
     },
     Need {
         name: "LLVM 22",
+        needed: For::Probes,
         why: "building bpf-linker",
         found: || linker().or_else(|| Path::new(LLVM).join("bin/llvm-config").is_file().then(|| LLVM.to_owned())),
         how: How::Packages(&["llvm-22-dev"]),
     },
-    Need { name: "nft", why: "end-to-end tests", found: || program("nft"), how: How::Packages(&["nftables"]) },
-    Need { name: "ip", why: "end-to-end tests", found: || program("ip"), how: How::Packages(&["iproute2"]) },
-    Need { name: "tmux", why: "screens of the command line", found: || program("tmux"), how: How::Packages(&["tmux"]) },
+    Need {
+        name: "nft",
+        needed: For::Mesh,
+        why: "end-to-end tests",
+        found: || program("nft"),
+        how: How::Packages(&["nftables"]),
+    },
+    Need {
+        name: "ip",
+        needed: For::Mesh,
+        why: "end-to-end tests",
+        found: || program("ip"),
+        how: How::Packages(&["iproute2"]),
+    },
+    Need {
+        name: "tmux",
+        needed: For::Tests,
+        why: "screens of the command line",
+        found: || program("tmux"),
+        how: How::Packages(&["tmux"]),
+    },
     Need {
         name: "iptables",
+        needed: For::Tests,
         why: "the matrix's drops by iptables-legacy and iptables-nft",
         found: || program("iptables-legacy").and(program("iptables-nft")),
         how: How::Packages(&["iptables"]),
     },
-    Need { name: "bpf-linker", why: "linking the probes", found: linker, how: How::Linker },
+    Need { name: "bpf-linker", needed: For::Probes, why: "linking the probes", found: linker, how: How::Linker },
     Need {
         name: "prometheus",
+        needed: For::Tests,
         why: "checking the metrics text; alerts end to end",
         found: || tools::tool("promtool").and(tools::tool("prometheus")),
         how: How::Unpacked("prometheus", &["usr/bin/promtool", "usr/bin/prometheus"]),
     },
     Need {
         name: "alertmanager",
+        needed: For::Tests,
         why: "alerts end to end",
         found: || tools::tool("prometheus-alertmanager"),
         how: How::Unpacked("prometheus-alertmanager", &["usr/bin/prometheus-alertmanager"]),
     },
     Need {
         name: "runc",
+        needed: For::Tests,
         why: "the shipped security context for real",
         found: || program("runc"),
         how: How::Packages(&["runc"]),
     },
     Need {
         name: "containerd's seccomp",
+        needed: For::Tests,
         why: "the default profile of containerd",
         found: || shared("seccomp_default.go"),
         how: How::Unpacked(
@@ -98,18 +141,21 @@ const NEEDS: [Need; 15] = [
     },
     Need {
         name: "CRI-O's seccomp",
+        needed: For::Tests,
         why: "the default profile of CRI-O and Podman",
         found: || shared("seccomp.json"),
         how: How::Unpacked("golang-github-containers-common", &["usr/share/containers/seccomp.json"]),
     },
     Need {
         name: "kubectl",
+        needed: For::Tests,
         why: "the documents' commands against the fake API server",
         found: || tools::tool("kubectl"),
         how: How::Unpacked("kubernetes-client", &["usr/bin/kubectl"]),
     },
     Need {
         name: "chromium",
+        needed: For::Tests,
         why: "the status page in a browser",
         found: || ["chromium", "chromium-browser", "google-chrome"].into_iter().find_map(program),
         how: How::Packages(&["chromium"]),
@@ -128,18 +174,12 @@ impl Setup {
     }
 }
 
-/// What `build-ebpf` needs, for the other tasks.
-pub fn ensure_probe_toolchain() -> Result<()> {
-    let wanted = |need: &Need| matches!(need.name, "C compiler" | "probe compiler" | "LLVM 22" | "bpf-linker");
-    if install(wanted)? {
-        return Ok(());
-    }
-    bail!("the probes cannot be built on this machine yet: run the commands above, then `cargo xtask setup --check`");
-}
-
-/// Everything, for the tasks that build and test.
-pub fn ensure_all() -> Result<()> {
-    if install(|_| true)? {
+/// Installs what a task needs.
+///
+/// # Errors
+/// When it is not there and could not be installed; the commands to type were printed.
+pub fn ensure(task: For) -> Result<()> {
+    if install(|need| need.needed <= task)? {
         return Ok(());
     }
     bail!("something is missing on this machine: run the commands above, then `cargo xtask setup --check`");
@@ -162,7 +202,7 @@ fn report() -> bool {
 }
 
 /// Installs what is wanted and missing; false if the user has to (the commands were printed).
-fn install(wanted: fn(&Need) -> bool) -> Result<bool> {
+fn install(wanted: impl Fn(&Need) -> bool) -> Result<bool> {
     let missing = || NEEDS.into_iter().filter(|need| wanted(need) && (need.found)().is_none());
     let packages: Vec<_> = missing()
         .flat_map(|need| match need.how {

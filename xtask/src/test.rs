@@ -44,7 +44,7 @@ impl Test {
             );
         }
         let begin = Instant::now();
-        setup::ensure_all()?;
+        setup::ensure(setup::For::Tests)?;
         build_ebpf::build()?;
         let mut tally = Tally::default();
         if filter.is_none() {

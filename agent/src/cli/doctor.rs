@@ -1,6 +1,7 @@
 //! `weir doctor`: what this node's kernel offers, and what is missing.
 //!
-//! Nothing is guessed: the probes are loaded, attached and detached again.
+//! Nothing is guessed: a running agent says which of its probes are attached; without one they are loaded, attached and detached
+//! again.
 
 mod agent;
 mod engine;
@@ -13,7 +14,8 @@ use serde::Serialize;
 pub use agent::{AgentReport, Lost, Part};
 pub use engine::{Engine, Network};
 
-use crate::probes::{self, ProbeSettings, ProbeStatus, host, symbols::Symbols};
+use crate::outputs::{ProbeView, socket};
+use crate::probes::{self, ProbeSettings, host, symbols};
 
 /// Without these the agent has nothing to tell.
 const ESSENTIAL: [&str; 2] = ["tcp_state", "packet_drop"];
@@ -50,16 +52,16 @@ pub struct DoctorReport {
     pub missing_capabilities: Vec<&'static str>,
     /// Root of the cgroup v2 hierarchy.
     pub cgroup: Option<PathBuf>,
-    /// Kernel functions whose addresses are readable; 0: drop locations stay without names.
-    pub kernel_functions: usize,
+    /// Are addresses of kernel functions readable? If not, drop locations stay without names.
+    pub kernel_symbols: bool,
     /// Drop reasons that the kernel has names for; 0: drops are classified by location alone.
     pub drop_reasons: usize,
     /// Are drops given with their tuple before service translation?
     pub conntrack: bool,
     /// Struct members that the kernel's BTF lacks.
     pub missing_members: Vec<&'static str>,
-    /// Each probe, loaded and attached for this report.
-    pub probes: Vec<ProbeStatus>,
+    /// Each probe: of the agent that runs here, else loaded and attached for this report.
+    pub probes: Vec<ProbeView>,
     /// Why no probe could even be tried.
     pub error: Option<String>,
     /// Network plugin and policy engine.
@@ -70,10 +72,14 @@ pub struct DoctorReport {
 
 /// Looks at this machine.
 #[must_use]
-pub fn report(settings: &ProbeSettings, socket: &Path) -> DoctorReport {
-    let (statuses, types, error) = match probes::try_all(settings) {
-        Ok((statuses, types)) => (statuses, Some(types), None),
-        Err(error) => (Vec::new(), None, Some(error.to_string())),
+pub fn report(settings: &ProbeSettings, agent: &Path) -> DoctorReport {
+    let running = socket::ask(agent).ok();
+    let (statuses, types, error) = match &running {
+        Some(view) => (view.agent.probes.clone(), None, None),
+        None => match probes::try_all(settings) {
+            Ok((statuses, types)) => (statuses.iter().map(ProbeView::from).collect(), Some(types), None),
+            Err(error) => (Vec::new(), None, Some(error.to_string())),
+        },
     };
     // Even where nothing can be loaded the types may be readable.
     let types = types.or_else(|| probes::btf::KernelTypes::read(&settings.btf).ok());
@@ -83,7 +89,7 @@ pub fn report(settings: &ProbeSettings, socket: &Path) -> DoctorReport {
     };
     DoctorReport {
         network: Network::look(Path::new("/"), kernel),
-        agent: AgentReport::ask(socket).ok(),
+        agent: running.as_ref().map(AgentReport::of),
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
         architecture: std::env::consts::ARCH,
         probes_embedded: probes::embedded(),
@@ -92,7 +98,7 @@ pub fn report(settings: &ProbeSettings, socket: &Path) -> DoctorReport {
         lockdown: host::lockdown(),
         missing_capabilities: host::missing_capabilities(),
         cgroup: settings.cgroup.clone().or_else(probes::root_cgroup),
-        kernel_functions: Symbols::read(&settings.kallsyms).len(),
+        kernel_symbols: symbols::readable(&settings.kallsyms),
         drop_reasons: types.as_ref().filter(|t| t.layout.has_drop_reason == 1).map_or(0, |t| t.drop_reasons.len()),
         conntrack: types.as_ref().is_some_and(|t| t.layout.conn_original != weir_common::ABSENT),
         missing_members: types.map(|t| t.missing).unwrap_or_default(),
@@ -109,7 +115,7 @@ impl DoctorReport {
         if ESSENTIAL.into_iter().all(active) { 0 } else { 2 }
     }
 
-    fn capabilities(&self) -> Line {
+    fn capabilities(&self) -> Line<'_> {
         let missing = self.missing_capabilities.join(", ");
         let essential = self.missing_capabilities.iter().any(|name| matches!(*name, "CAP_BPF" | "CAP_PERFMON"));
         let text = format!("missing {missing}: run as root or grant them");
@@ -120,7 +126,7 @@ impl DoctorReport {
         }
     }
 
-    fn lines(&self) -> Vec<Line> {
+    fn lines(&self) -> Vec<Line<'_>> {
         let confidential = self.lockdown.as_deref() == Some("confidentiality");
         let cgroup = self.cgroup.as_deref().map(|path| path.display().to_string());
         let mut lines = vec![
@@ -151,9 +157,9 @@ impl DoctorReport {
                 "its root is not mounted here: UDP queries without reply stay unseen (in a container: mount the host's /sys/fs/cgroup)",
             ),
             Line::or_weak(
-                self.kernel_functions > 0,
+                self.kernel_symbols,
                 "kallsyms",
-                format!("{} kernel functions", self.kernel_functions),
+                "drops are told by the function that dropped".to_owned(),
                 "no addresses: needs CAP_SYSLOG and kernel.kptr_restrict below 2; drops without a reason stay unclassified",
             ),
             Line::or_weak(
@@ -176,11 +182,11 @@ impl DoctorReport {
             lines.push(Line { mark: Mark::Missing, name: "loading", text: error.clone() });
         }
         lines.extend(self.probes.iter().map(|probe| match &probe.reason {
-            None => Line::fine(probe.name, probe.hook.clone()),
+            None => Line::fine(&probe.name, probe.hook.clone()),
             Some(reason) => {
-                let mark = if ESSENTIAL.contains(&probe.name) { Mark::Missing } else { Mark::Weak };
-                let text = format!("{}: {reason}{}", probe.hook, without(probe.name));
-                Line { mark, name: probe.name, text }
+                let mark = if ESSENTIAL.contains(&&*probe.name) { Mark::Missing } else { Mark::Weak };
+                let text = format!("{}: {reason}{}", probe.hook, without(&probe.name));
+                Line { mark, name: &probe.name, text }
             }
         }));
         lines.extend(self.network());
@@ -188,7 +194,7 @@ impl DoctorReport {
         lines
     }
 
-    fn network(&self) -> Vec<Line> {
+    fn network(&self) -> Vec<Line<'_>> {
         let Network { plugins, engines } = &self.network;
         let none = "none recognised in /etc/cni/net.d (in a container: mount it from the host)";
         let mut lines = vec![Line::or_weak(!plugins.is_empty(), "CNI", plugins.join(", "), none)];
@@ -207,7 +213,7 @@ impl DoctorReport {
         lines
     }
 
-    fn agent(&self) -> Vec<Line> {
+    fn agent(&self) -> Vec<Line<'_>> {
         let Some(agent) = &self.agent else {
             let text = "none answers on the socket; start one with `weir run`, or name its socket with --socket";
             return vec![Line { mark: Mark::Weak, name: "agent", text: text.to_owned() }];
@@ -282,9 +288,9 @@ const WIDTH: usize = 100;
 /// Below the text of the line before.
 const INDENT: &str = "                          ";
 
-struct Line {
+struct Line<'a> {
     mark: Mark,
-    name: &'static str,
+    name: &'a str,
     text: String,
 }
 
@@ -296,16 +302,16 @@ enum Mark {
     Missing,
 }
 
-impl Line {
-    fn fine(name: &'static str, text: String) -> Self {
+impl<'a> Line<'a> {
+    fn fine(name: &'a str, text: String) -> Self {
         Self { mark: Mark::Fine, name, text }
     }
 
-    fn or_weak(fine: bool, name: &'static str, found: String, otherwise: &str) -> Self {
+    fn or_weak(fine: bool, name: &'a str, found: String, otherwise: &str) -> Self {
         if fine { Self::fine(name, found) } else { Self { mark: Mark::Weak, name, text: otherwise.to_owned() } }
     }
 
-    fn or_missing(fine: bool, name: &'static str, found: String, otherwise: String) -> Self {
+    fn or_missing(fine: bool, name: &'a str, found: String, otherwise: String) -> Self {
         if fine { Self::fine(name, found) } else { Self { mark: Mark::Missing, name, text: otherwise } }
     }
 }
@@ -315,7 +321,8 @@ mod tests {
     use super::*;
 
     fn healthy() -> DoctorReport {
-        let probe = |name| ProbeStatus { name, hook: "a:b".to_owned(), active: true, reason: None };
+        let probe =
+            |name: &str| ProbeView { name: name.to_owned(), hook: "a:b".to_owned(), active: true, reason: None };
         DoctorReport {
             kernel: "6.18.0".to_owned(),
             architecture: "x86_64",
@@ -325,7 +332,7 @@ mod tests {
             lockdown: Some("none".to_owned()),
             missing_capabilities: Vec::new(),
             cgroup: Some("/sys/fs/cgroup".into()),
-            kernel_functions: 100_000,
+            kernel_symbols: true,
             drop_reasons: 120,
             conntrack: true,
             missing_members: Vec::new(),
@@ -347,7 +354,7 @@ mod tests {
             (|r| r.lockdown = Some("confidentiality".to_owned()), "lockdown=integrity"),
             (|r| r.missing_capabilities = vec!["CAP_BPF"], "CAP_BPF"),
             (|r| r.cgroup = None, "mount the host's /sys/fs/cgroup"),
-            (|r| r.kernel_functions = 0, "CAP_SYSLOG"),
+            (|r| r.kernel_symbols = false, "CAP_SYSLOG"),
         ];
         for (lack, remedy) in lacks {
             assert!(!healthy().to_string().contains(remedy));
@@ -372,7 +379,7 @@ mod tests {
         let settings =
             ProbeSettings { btf: nowhere("vmlinux"), kallsyms: nowhere("kallsyms"), ..ProbeSettings::default() };
         let report = report(&settings, Path::new("/nowhere/weir.sock"));
-        assert!(!report.btf_present && report.kernel_functions == 0 && report.error.is_some());
+        assert!(!report.btf_present && !report.kernel_symbols && report.error.is_some());
         assert_eq!(report.exit_code(), 2);
     }
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::probes::ProbeStatus;
+
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use weir_engine::attempt::Attempt;
@@ -98,10 +100,19 @@ impl PartView {
 pub struct ProbeView {
     /// Its name.
     pub name: String,
+    /// Where it is attached: `skb:kfree_skb`, `cgroup:sock_release`, …
+    #[serde(default)]
+    pub hook: String,
     /// It is attached.
     pub active: bool,
     /// Why it is not.
     pub reason: Option<String>,
+}
+
+impl From<&ProbeStatus> for ProbeView {
+    fn from(ProbeStatus { name, hook, active, reason }: &ProbeStatus) -> Self {
+        Self { name: (*name).to_owned(), hook: hook.clone(), active: *active, reason: reason.clone() }
+    }
 }
 
 impl View {

@@ -12,6 +12,9 @@ use std::{
 /// No function is as long as this: farther away from the nearest symbol, the address belongs to something newer.
 const FARTHEST: u64 = 256 * 1024;
 
+/// Lines that tell whether addresses are withheld.
+const PEEK: usize = 1_000;
+
 /// Modules load rarely: the file (a fraction of a second of the kernel's time) is not read more often than this.
 const REREAD: Duration = Duration::from_secs(10);
 
@@ -39,12 +42,6 @@ impl Symbols {
         self.starts.is_empty()
     }
 
-    /// Functions known.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.starts.len()
-    }
-
     /// The function that `address` lies in, without module name. Reads the file again if a module may have come since.
     pub fn name(&mut self, address: u64) -> Option<&str> {
         if self.find(address).is_none() && self.read.elapsed() >= REREAD {
@@ -58,6 +55,21 @@ impl Symbols {
         let (start, name) = *self.starts.get(next.checked_sub(1)?)?;
         (address - start < FARTHEST).then(|| &self.names[name as usize..]).and_then(|rest| rest.split('\n').next())
     }
+}
+
+/// Whether addresses are readable. Told by the first lines: all of them cost the kernel a tenth of a second.
+#[must_use]
+pub fn readable(path: &Path) -> bool {
+    let lines = File::open(path).map(|file| BufReader::new(file).lines());
+    let address = |line: String| u64::from_str_radix(fields(&line)?.0, 16).ok();
+    // The first ones are offsets from 0 on some architectures.
+    lines
+        .into_iter()
+        .flatten()
+        .map_while(Result::ok)
+        .take(PEEK)
+        .filter_map(address)
+        .any(|address| address > u64::MAX / 2)
 }
 
 /// Addresses of functions, 0 for each that is not there (its module is not loaded) or whose address is withheld.
@@ -133,6 +145,19 @@ mod tests {
         ] {
             assert_eq!(symbols.name(address), name, "{address:#x}");
         }
+    }
+
+    #[test]
+    fn whether_addresses_are_readable_shows_early() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let says = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            readable(file.path())
+        };
+        assert!(says("0000000000000000 A fixed_percpu_data\nffffffff81000200 T ip_forward\n"));
+        assert!(!says("0000000000000000 T ip_forward\n"));
+        assert!(!says(""));
+        assert!(!readable(Path::new("/nowhere/kallsyms")));
     }
 
     #[test]

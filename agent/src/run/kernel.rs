@@ -47,8 +47,7 @@ impl Observer for Kernel {
     }
 
     fn probes(&self) -> Vec<ProbeView> {
-        let view = |p: &ProbeStatus| ProbeView { name: p.name.to_owned(), active: p.active, reason: p.reason.clone() };
-        self.probes.status().iter().map(view).collect()
+        self.probes.status().iter().map(ProbeView::from).collect()
     }
 
     fn watch(&mut self, ports: &BTreeSet<u16>) -> anyhow::Result<()> {

@@ -107,6 +107,7 @@ pub fn empty() -> View {
         traffic: Vec::new(),
     };
     let probe = |name: &str, active| ProbeView {
+        hook: String::new(),
         name: name.to_owned(),
         active,
         reason: (!active).then(|| "no such hook".to_owned()),

@@ -1,11 +1,10 @@
 //! What the agent of this node says of itself, without anything that names a cluster, a node or an address.
 
-use std::path::Path;
 use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::outputs::{View, socket};
+use crate::outputs::View;
 
 /// A running agent's state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -52,17 +51,14 @@ pub struct Lost {
 pub const MAX_CLOCK_MS: i64 = 1_000;
 
 impl AgentReport {
-    /// Asks the agent behind a socket; the error says why it could not be asked.
-    ///
-    /// # Errors
-    /// As [`socket::ask`].
-    pub fn ask(path: &Path) -> Result<Self, socket::AskError> {
-        let view = socket::ask(path)?;
+    /// What an agent's view says, as of now.
+    #[must_use]
+    pub fn of(view: &View) -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
-        Ok(Self::of(&view, i64::try_from(now).unwrap_or(i64::MAX)))
+        Self::at(view, i64::try_from(now).unwrap_or(i64::MAX))
     }
 
-    fn of(view: &View, now_unix_ns: i64) -> Self {
+    fn at(view: &View, now_unix_ns: i64) -> Self {
         let View { snapshot, agent } = view;
         // A part's selector names the node.
         let name = |part: &str| part.split(" (").next().unwrap_or_default().to_owned();
