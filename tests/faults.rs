@@ -1,6 +1,11 @@
 //! What the running agent withstands: hostile names, huge objects, a full disk, impatient readers, signals at any time, a
 //! second agent beside it. Real probes, real processes; objects from the fake API server or from files.
 
+#[path = "faults/ends.rs"]
+mod ends;
+#[path = "faults/many.rs"]
+mod many;
+
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -61,11 +66,11 @@ fn hostile_names_reach_no_log_page_or_terminal_as_they_are() -> Result<()> {
     let runtime = Runtime::new()?;
     let (server, agent, _folder) = follower(&runtime, &[])?;
     // What no API server would admit; a forged kubeconfig or a future version may.
-    let name = "web\u{1b}[2J\u{202e}<script>alert(1)</script>\"\n\u{430}\r";
+    let name = "web\u{1b}[2J\u{202e}\u{2066}\u{200b}<script>alert(1)</script>\"\n\u{430}\r";
     for object in [namespace("istio-system"), namespace(name), istiod(), deny(name, name)] {
         server.try_apply(object)?;
     }
-    let labels = json!({"security.istio.io/tlsMode": "istio", "app": name, name: name, "long": "x".repeat(4_096)});
+    let labels = json!({"security.istio.io/tlsMode": "istio", "app": name, name: name, "long": "x".repeat(4_096), "limit": "x".repeat(63)});
     server.try_apply(pod(name, name, labels, "10.99.0.3"))?;
     let is_there = || {
         let snapshot = agent.snapshot()?;
@@ -74,7 +79,7 @@ fn hostile_names_reach_no_log_page_or_terminal_as_they_are() -> Result<()> {
     };
     until("the pod with the hostile name is judged", &agent, is_there)?;
 
-    let hostile = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
+    let hostile = |c: char| c.is_control() && c != '\n' || "\u{202e}\u{2066}\u{200b}".contains(c);
     let status = agent.command(&["status", "--all"])?;
     let json = agent.command(&["status", "--all", "--output", "json"])?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -133,16 +138,18 @@ fn a_hundred_scrapes_a_second_are_answered() -> Result<()> {
     server.try_apply(namespace("istio-system"))?;
     server.try_apply(istiod())?;
     let begin = Instant::now();
-    let (mut answered, mut slowest) = (0, Duration::ZERO);
-    while answered < 500 {
+    let mut times = Vec::new();
+    for n in 1..=500 {
         let asked = Instant::now();
         ensure!(agent.get("/metrics")?.0 == 200, "{}", agent.log());
-        slowest = slowest.max(asked.elapsed());
-        answered += 1;
-        std::thread::sleep((begin + Duration::from_millis(10) * answered).saturating_duration_since(Instant::now()));
+        times.push(asked.elapsed());
+        std::thread::sleep((begin + Duration::from_millis(10) * n).saturating_duration_since(Instant::now()));
     }
-    println!("500 scrapes in {:?}, slowest {slowest:?}", begin.elapsed());
-    ensure!(begin.elapsed() < PATIENCE && slowest < Duration::from_secs(5), "slowest {slowest:?}");
+    let rate = 500.0 / begin.elapsed().as_secs_f64();
+    times.sort();
+    let (median, slowest) = (times[250], times[499]);
+    println!("500 scrapes at {rate:.0}/s, median {median:?}, slowest {slowest:?}");
+    ensure!(rate >= 50.0 && median < Duration::from_millis(100), "{rate:.0}/s, median {median:?}");
     Ok(())
 }
 

@@ -107,8 +107,11 @@ pub struct CandidateView {
     pub admission: Admission,
     /// Sides that would not admit.
     pub directions: Vec<Direction>,
-    /// Policies, candidates among them, that would select the ends on the sides that would not admit.
+    /// Policies, candidates among them, that would select the ends on the sides that would not admit. The first thousand.
     pub policies: Vec<String>,
+    /// How many more there are.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub policies_left_out: usize,
     /// The source's side.
     pub egress: Side,
     /// The destination's side.
@@ -195,8 +198,12 @@ pub struct PairView {
     pub since_unix_ns: i64,
     /// Sides that do not admit.
     pub directions: Vec<Direction>,
-    /// Policies that select the ends on the sides that do not admit, `namespace/name`, sorted. None of them alone denies.
+    /// Policies that select the ends on the sides that do not admit, `namespace/name`, sorted. None of them alone denies. The
+    /// first thousand.
     pub policies: Vec<String>,
+    /// How many more there are.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub policies_left_out: usize,
     /// The source's side, of the first instance that is not admitted, else of the first.
     pub egress: Side,
     /// The destination's side, likewise.
@@ -393,4 +400,18 @@ pub struct Overflow {
     pub transitions: u64,
     /// Ends learnt from traffic that were left out.
     pub learnt: u64,
+}
+
+/// Names as they are told to people: between commas, and how many more there are.
+#[must_use]
+pub fn names_line(names: &[String], left_out: usize) -> String {
+    let mut line = names.join(", ");
+    if left_out > 0 {
+        line.push_str(&format!(" and {left_out} more"));
+    }
+    line
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }

@@ -374,7 +374,7 @@ impl Cluster {
     }
 
     /// All NetworkPolicies.
-    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
+    pub fn policies(&self) -> impl ExactSizeIterator<Item = &Policy> {
         self.policies.values()
     }
 

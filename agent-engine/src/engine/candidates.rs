@@ -9,7 +9,7 @@ use std::sync::Arc;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use crate::cluster::{Change, Cluster, Object, ObjectError};
-use crate::ledger::{Judged, endpoint};
+use crate::ledger::{Judged, MAX_POLICIES, endpoint};
 use crate::policy::{Admission, Decision, Policies, Profile};
 use crate::snapshot::{CandidatePolicy, CandidateView, CandidatesView, Effect, InstanceView, PairView, TrafficView};
 use crate::words::Name;
@@ -186,13 +186,13 @@ pub(super) fn view(enforced: &Judged, candidate: &Judged) -> CandidateView {
 
 /// A decision as it is shown, without instances.
 pub(super) fn of_decision(effect: Effect, decision: &Decision) -> CandidateView {
-    let selecting = decision.denying().flat_map(|(_, side)| side.selecting());
-    let policies: BTreeSet<String> = selecting.map(ToString::to_string).collect();
+    let (policies, policies_left_out) = decision.some_denying(MAX_POLICIES);
     CandidateView {
         effect,
         admission: decision.admission(),
         directions: decision.denying().map(|(direction, _)| direction).collect(),
-        policies: policies.into_iter().collect(),
+        policies,
+        policies_left_out,
         egress: decision.egress.clone(),
         ingress: decision.ingress.clone(),
         not_admitted: Vec::new(),

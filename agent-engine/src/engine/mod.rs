@@ -44,6 +44,11 @@ use crate::words::Name;
 
 /// Changes of objects are taken together: judging once for all of them.
 const DEBOUNCE: Duration = Duration::from_millis(100);
+/// So much longer for each policy of a namespace beyond [`FEW_POLICIES`]: judging looks at all of them, and must not take up all
+/// of the time while more of them come.
+const DEBOUNCE_PER_POLICY: Duration = Duration::from_micros(20);
+const FEW_POLICIES: usize = 5_000;
+const MAX_DEBOUNCE: Duration = Duration::from_secs(3);
 /// How often ageing is looked at.
 const TICK: Duration = Duration::from_secs(1);
 /// Edits remembered between two judgements.
@@ -363,7 +368,9 @@ impl Engine {
             self.dirty.edits.push(Edit { object: key.clone(), deleted, origin, at: now, at_unix_ns });
         }
         if !self.dirty.is_empty() {
-            self.judge_at = self.judge_at.or(Some(now.plus(DEBOUNCE)));
+            let many = self.policies.count_in(&key.name.namespace).saturating_sub(FEW_POLICIES);
+            let longer = DEBOUNCE_PER_POLICY.saturating_mul(u32::try_from(many).unwrap_or(u32::MAX)).min(MAX_DEBOUNCE);
+            self.judge_at = self.judge_at.or(Some(now.plus(DEBOUNCE + longer)));
         }
     }
 

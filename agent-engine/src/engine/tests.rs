@@ -462,12 +462,16 @@ fn thousands_of_policies_that_select_one_pod_are_one_decision() {
     }
     engine.handle_timeout(at(20_500));
     let view = xds(&engine, 20_500);
-    assert_eq!((view.state, view.policies.len()), (State::AtRisk, count));
+    assert_eq!((view.state, view.policies.len(), view.policies_left_out), (State::AtRisk, 1_000, count - 1_000));
+    let json = serde_json::to_string(&engine.snapshot(at(20_500))).expect("a snapshot is JSON");
+    assert!(json.len() < 1 << 20, "{} bytes for {count} policies", json.len());
     assert!(view.why.len() < 1_000 && view.why.ends_with("and 19990 more"), "{}", view.why);
     assert_eq!(engine.snapshot(at(20_500)), engine.snapshot(at(20_500)), "reasons are found once and shared");
     apply(&mut engine, 30_000, t::allow_xds());
     engine.handle_timeout(at(30_200));
-    assert_eq!(xds(&engine, 30_200).state, State::Silent, "one of them admits");
+    assert_eq!(xds(&engine, 30_200).state, State::AtRisk, "among so many, the next judgement is not that soon");
+    engine.handle_timeout(at(31_000));
+    assert_eq!(xds(&engine, 31_000).state, State::Silent, "one of them admits");
 }
 
 /// The probes let through a thousand new kinds of drops a second and processor; each from another address, to a required port.

@@ -74,7 +74,7 @@ impl Engine {
             count(Kind::Pod, c.pods().count()),
             count(Kind::Service, c.services().count()),
             count(Kind::EndpointSlice, c.slices().count()),
-            count(Kind::NetworkPolicy, c.policies().count()),
+            count(Kind::NetworkPolicy, c.policies().len()),
         ]
     }
 
@@ -111,7 +111,8 @@ impl Engine {
             since,
             since_unix_ns: wall(since),
             directions: entry.judged.decision.denying().map(|(direction, _)| direction).collect(),
-            policies: entry.judged.policies(),
+            policies: entry.judged.policies().0.clone(),
+            policies_left_out: entry.judged.policies().1,
             egress: entry.judged.decision.egress.clone(),
             ingress: entry.judged.decision.ingress.clone(),
             instances: entry.judged.instances,

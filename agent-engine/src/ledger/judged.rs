@@ -1,14 +1,18 @@
 //! What the policies say of a pair: of each of its instances, together.
 
+use std::sync::{Arc, OnceLock};
+
 use crate::cluster::Cluster;
 use crate::policy::{Admission, Decision, Endpoint, Flow, Policies};
 use crate::requirement::{Pair, PairKey};
 
 /// Instances kept by name.
 const MAX_NAMED: usize = 16;
+/// Policies told by name, of all that select the ends; how many more there are is told too.
+pub const MAX_POLICIES: usize = 1_000;
 
 /// What the policies say of a pair.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Judged {
     /// Not admitted if one instance is not, else undecidable if one is.
     pub admission: Admission,
@@ -22,6 +26,8 @@ pub struct Judged {
     pub not_admitted: Vec<(Endpoint, Endpoint)>,
     /// How many are not.
     pub not_admitted_count: usize,
+    /// What [`policies`](Self::policies) tells, once it was asked.
+    policies: OnceLock<Arc<(Vec<String>, usize)>>,
 }
 
 impl Judged {
@@ -56,6 +62,7 @@ impl Judged {
             instances,
             not_admitted,
             not_admitted_count,
+            policies: OnceLock::new(),
         })
     }
 
@@ -67,14 +74,11 @@ impl Judged {
             && self.not_admitted == other.not_admitted
     }
 
-    /// The policies that select the ends on the sides that do not admit, sorted.
+    /// The policies that select the ends on the sides that do not admit, sorted, and how many are left out. Found once: a
+    /// snapshot asks every pair.
     #[must_use]
-    pub fn policies(&self) -> Vec<String> {
-        let mut names: Vec<String> =
-            self.decision.denying().flat_map(|(_, side)| side.selecting()).map(ToString::to_string).collect();
-        names.sort_unstable();
-        names.dedup();
-        names
+    pub fn policies(&self) -> &(Vec<String>, usize) {
+        self.policies.get_or_init(|| Arc::new(self.decision.some_denying(MAX_POLICIES)))
     }
 }
 

@@ -97,9 +97,7 @@ fn decision_line(entry: &Entry) -> String {
         .decision
         .denying()
         .map(|(direction, side)| {
-            let all = side.selecting();
-            let names: Vec<String> = all.iter().take(MAX_NAMED).map(ToString::to_string).collect();
-            let more = all.len() - names.len();
+            let (names, more) = side.some_selecting(MAX_NAMED);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             format!("{direction} is not admitted, selected by {}{more}", names.join(", "))
         })

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 pub use counters::{Counters, NO_FLOW};
 pub use entry::{Conditions, Entry, Instance};
-pub use judged::Judged;
+pub use judged::{Judged, MAX_POLICIES};
 pub use line::{end_view, endpoint, evidence_line};
 pub use slot::{Seen, Slot, evidence_of};
 
@@ -360,7 +360,7 @@ fn transition(
         from,
         to,
         why: why.to_owned(),
-        policies: entry.judged.policies(),
+        policies: entry.judged.policies().0.clone(),
         since_edit: entry.since_edit.clone(),
     }
 }

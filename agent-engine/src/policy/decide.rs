@@ -312,7 +312,7 @@ impl<'a> Judge<'a> {
         let (FarKind::Pod { pod: Some(far_pod), group }, Slots::Known { addresses, mask }, Some((pod, own))) =
             (far.kind, far.slots, query.pod)
         else {
-            return Reasons::found(miss::rank(&self.peers(), program, far, query));
+            return Reasons::found(miss::rank(&self.peers(), program, far, query), Some(program.names.clone()));
         };
         // Every count that goes up here is memory to wait for.
         Reasons::later(Scene {

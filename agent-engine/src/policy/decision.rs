@@ -440,6 +440,30 @@ impl Side {
             Self::NotIsolated | Self::NodeLocal | Self::NotApplicable | Self::Undecidable { .. } => Vec::new(),
         }
     }
+
+    /// The first of [`selecting`](Self::selecting) by name, so many at most, and how many more there are.
+    #[must_use]
+    pub fn some_selecting(&self, most: usize) -> (Vec<String>, usize) {
+        match self {
+            // In the order of their names, and one of them costs what ten thousand cost.
+            Self::NotAdmitted { selecting } if let Some(names) = selecting.names() => {
+                let left_out = names.len().saturating_sub(most);
+                (names.iter().take(most).map(ToString::to_string).collect(), left_out)
+            }
+            side => first(side.selecting(), most),
+        }
+    }
+}
+
+/// The first by name, and how many more there are.
+fn first(mut names: Vec<&Name>, most: usize) -> (Vec<String>, usize) {
+    names.sort_unstable();
+    names.dedup();
+    let left_out = names.len().saturating_sub(most);
+    names.truncate(most);
+    let mut names: Vec<String> = names.into_iter().map(ToString::to_string).collect();
+    names.sort_unstable();
+    (names, left_out)
 }
 
 impl Decision {
@@ -447,6 +471,18 @@ impl Decision {
     #[must_use]
     pub fn admission(&self) -> Admission {
         self.egress.admission().and(self.ingress.admission())
+    }
+
+    /// The policies that select the ends on the sides that do not admit: the first by name, so many at most, and how many more
+    /// there are.
+    #[must_use]
+    pub fn some_denying(&self, most: usize) -> (Vec<String>, usize) {
+        let mut sides = self.denying().map(|(_, side)| side);
+        match (sides.next(), sides.next()) {
+            (None, _) => (Vec::new(), 0),
+            (Some(side), None) => side.some_selecting(most),
+            (Some(one), Some(other)) => first(one.selecting().into_iter().chain(other.selecting()).collect(), most),
+        }
     }
 
     /// The sides that do not admit.

@@ -68,6 +68,10 @@ impl Index {
         }
     }
 
+    pub fn count_in(&self, namespace: &str) -> usize {
+        self.space_ids.get(namespace).map_or(0, |id| self.spaces.get(*id).policies.len())
+    }
+
     /// Every policy, in no order.
     pub fn all_policies(&self) -> impl Iterator<Item = &Arc<Lowered>> {
         self.spaces.iter().flat_map(|s| s.policies.values()).chain(self.cluster_wide.values())

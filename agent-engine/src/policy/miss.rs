@@ -16,9 +16,12 @@ type Distance = u32;
 /// Both peer and port are off: further than any rule where only one is.
 const BOTH: Distance = 1000;
 
-/// Every policy of the program with its misses: nearest policy first, nearest rule first, then by name and index.
+/// Policies whose misses are told. Nobody reads more of them, and what is told of one pair must not fill the memory.
+const MAX_RANKED: usize = 1_000;
+
+/// The nearest policies of the program with their misses: nearest policy first, nearest rule first, then by name and index.
 pub(super) fn rank(asked: &Peers<'_>, program: &Program, far: &Far<'_>, query: &Query<'_>) -> Vec<Selecting> {
-    let mut ranked: Vec<(Distance, Selecting)> = Vec::with_capacity(program.policies.len());
+    let mut ranked: Vec<(Distance, Selecting)> = Vec::with_capacity(program.policies.len().min(2 * MAX_RANKED));
     for (at, policy) in program.policies.iter().enumerate() {
         let rules = policy.rules(program.direction).iter().enumerate();
         let mut misses: Vec<(Distance, Miss)> = rules
@@ -31,10 +34,18 @@ pub(super) fn rank(asked: &Peers<'_>, program: &Program, far: &Far<'_>, query: &
         let nearest = misses.first().map_or(Distance::MAX, |(distance, _)| *distance);
         let misses = misses.into_iter().map(|(_, miss)| miss).collect();
         ranked.push((nearest, Selecting { policy: policy.name.clone(), misses }));
+        if ranked.len() >= 2 * MAX_RANKED {
+            keep_nearest(&mut ranked);
+        }
     }
-    // Stable, and policies come by name.
-    ranked.sort_by_key(|(distance, _)| *distance);
+    keep_nearest(&mut ranked);
     ranked.into_iter().map(|(_, selecting)| selecting).collect()
+}
+
+/// Sorts by distance; stable, and policies come by name.
+fn keep_nearest(ranked: &mut Vec<(Distance, Selecting)>) {
+    ranked.sort_by_key(|(distance, _)| *distance);
+    ranked.truncate(MAX_RANKED);
 }
 
 fn miss(

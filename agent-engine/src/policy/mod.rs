@@ -95,6 +95,12 @@ impl Policies {
         self.index.overlay(cluster, policies);
     }
 
+    /// How many NetworkPolicies of a namespace have been taken in.
+    #[must_use]
+    pub fn count_in(&self, namespace: &str) -> usize {
+        self.index.count_in(namespace)
+    }
+
     /// Judges a flow, with reasons.
     #[must_use]
     pub fn decide(&self, cluster: &Cluster, flow: &Flow) -> Decision {

@@ -20,13 +20,16 @@ use super::program::Program;
 use crate::cluster::{Cluster, Pod};
 use crate::words::{Name, Protocol};
 
-/// Every policy that selects the pod, nearest miss first. Reads like a slice. A copy shares what was found.
+/// The policies that select the pod, nearest miss first; of more than a thousand, the nearest. Reads like a slice. A copy shares
+/// what was found.
 #[derive(Clone)]
 pub struct Reasons(Option<Arc<Shared>>);
 
 struct Shared {
     found: OnceLock<Box<[Selecting]>>,
     scene: Option<Scene>,
+    /// All policies, by name, where they are known apart from what was found.
+    names: Option<Arc<[Name]>>,
 }
 
 /// What a flow between two pods looked like when it was judged.
@@ -53,12 +56,14 @@ pub(super) enum Addresses {
 }
 
 impl Reasons {
-    pub(super) fn found(selecting: Vec<Selecting>) -> Self {
-        Self(Some(Arc::new(Shared { found: OnceLock::from(selecting.into_boxed_slice()), scene: None })))
+    /// The nearest of the policies, which are all of these.
+    pub(super) fn found(selecting: Vec<Selecting>, names: Option<Arc<[Name]>>) -> Self {
+        Self(Some(Arc::new(Shared { found: OnceLock::from(selecting.into_boxed_slice()), scene: None, names })))
     }
 
     pub(super) fn later(scene: Scene) -> Self {
-        Self(Some(Arc::new(Shared { found: OnceLock::new(), scene: Some(scene) })))
+        let names = Some(scene.program.names.clone());
+        Self(Some(Arc::new(Shared { found: OnceLock::new(), scene: Some(scene), names })))
     }
 
     /// Without reasons, for those who do not ask.
@@ -68,10 +73,16 @@ impl Reasons {
 
     /// The policies alone, by name; costs less than their misses.
     pub(super) fn policies(&self) -> Vec<&Name> {
-        match self.0.as_deref() {
-            Some(Shared { found, scene: Some(scene) }) if found.get().is_none() => scene.program.names.iter().collect(),
+        let found = self.0.as_deref().and_then(|shared| shared.found.get());
+        match self.names() {
+            Some(names) if found.is_none_or(|found| found.len() < names.len()) => names.iter().collect(),
             _ => self.iter().map(|s| &s.policy).collect(),
         }
+    }
+
+    /// All policies, by name, where they are known without looking for misses.
+    pub(super) fn names(&self) -> Option<&[Name]> {
+        self.0.as_deref()?.names.as_deref()
     }
 }
 
@@ -115,7 +126,7 @@ impl<'a> IntoIterator for &'a Reasons {
 
 impl FromIterator<Selecting> for Reasons {
     fn from_iter<I: IntoIterator<Item = Selecting>>(iter: I) -> Self {
-        Self::found(iter.into_iter().collect())
+        Self::found(iter.into_iter().collect(), None)
     }
 }
 
@@ -141,6 +152,6 @@ impl Serialize for Reasons {
 
 impl<'de> Deserialize<'de> for Reasons {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Vec::<Selecting>::deserialize(deserializer).map(Self::found)
+        Vec::<Selecting>::deserialize(deserializer).map(|selecting| Self::found(selecting, None))
     }
 }

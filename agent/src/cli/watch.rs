@@ -11,6 +11,7 @@ use clap::Args;
 use weir_engine::attempt::{Attempts, Outcome};
 use weir_engine::engine::WATCHED_PORTS;
 use weir_engine::observation::Tuple;
+use weir_engine::snapshot::names_line;
 
 use super::Exit;
 use super::filter::Filter;
@@ -196,7 +197,7 @@ pub fn text(line: &Line) -> String {
         let _ = write!(out, " {}.{:03}ms", latency / 1_000_000, latency / 1_000 % 1_000);
     }
     if !line.policies.is_empty() {
-        let _ = write!(out, " policies {}", clean(&line.policies.join(", ")));
+        let _ = write!(out, " policies {}", clean(&names_line(&line.policies, line.policies_left_out)));
     }
     if let Some(owner) = line.owner.as_ref().filter(|o| o.pid != 0) {
         let _ = write!(out, " by {}[{}]", clean(&owner.comm), owner.pid);

@@ -59,8 +59,8 @@ fn router(views: Views) -> Router {
 
 /// The engine's task answers: a deadlock or a flood shows here.
 async fn livez(Shared(server): Shared<Server>) -> Response {
-    match server.views.get().await {
-        Ok(_) => "ok\n".into_response(),
+    match server.views.alive().await {
+        Ok(()) => "ok\n".into_response(),
         Err(error) => unavailable(error),
     }
 }

@@ -68,6 +68,13 @@ pub struct Line {
     pub admission: Admission,
     /// Policies that select the ends on the sides that do not admit. None of them alone denies.
     pub policies: Vec<String>,
+    /// How many more there are at least: of thousands, the first are told.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub policies_left_out: usize,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 impl Line {
@@ -93,6 +100,7 @@ impl Line {
             owner: attempt.owner.clone(),
             admission: Admission::Undecidable,
             policies: Vec::new(),
+            policies_left_out: 0,
         }
     }
 

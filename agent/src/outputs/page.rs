@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display, Write};
 
 use weir_engine::check::Repair;
-use weir_engine::snapshot::{Effect, PairView, Snapshot, TrafficView};
+use weir_engine::snapshot::{Effect, PairView, Snapshot, TrafficView, names_line};
 use weir_engine::verdict::State;
 
 use super::text::html;
@@ -127,7 +127,8 @@ fn candidates(out: &mut String, snapshot: &Snapshot) -> fmt::Result {
     out.push_str("</ul>");
     let breaks = |t: &&TrafficView| t.candidate.as_ref().is_some_and(|c| c.effect == Effect::Breaks);
     for seen in snapshot.traffic.iter().filter(breaks).take(MAX_LEFT) {
-        let policies = seen.candidate.as_ref().map(|c| c.policies.join(", ")).unwrap_or_default();
+        let policies =
+            seen.candidate.as_ref().map(|c| names_line(&c.policies, c.policies_left_out)).unwrap_or_default();
         write!(
             out,
             "<p class=\"at-risk\">Observed {} times, and denied with the candidates: {} → {} {}/{}: {}",
@@ -162,14 +163,14 @@ fn details(out: &mut String, pair: &PairView) -> fmt::Result {
     item(out, "Why", &pair.why)?;
     if !pair.policies.is_empty() {
         let sides: Vec<&str> = pair.directions.iter().map(|d| d.as_str()).collect();
-        item(out, "Policies that select it and do not admit it", &pair.policies.join(", "))?;
+        item(out, "Policies that select it and do not admit it", &names_line(&pair.policies, pair.policies_left_out))?;
         item(out, "Side", &sides.join(", "))?;
     }
     if let Some(candidate) = pair.candidate.as_ref().filter(|c| c.effect == Effect::Breaks) {
         item(
             out,
             "Policies that would select it and not admit it, with the candidates",
-            &candidate.policies.join(", "),
+            &names_line(&candidate.policies, candidate.policies_left_out),
         )?;
     }
     item(out, "For", &pair.purpose)?;

@@ -156,6 +156,8 @@ pub struct Known {
 /// What the engine's task is asked for.
 #[derive(Debug)]
 pub enum Request {
+    /// Whether it is alive.
+    Alive(oneshot::Sender<()>),
     /// The view as of now.
     View(oneshot::Sender<Arc<View>>),
     /// A copy of what decisions are made from.
@@ -183,6 +185,19 @@ impl Views {
     pub fn channel() -> (Self, mpsc::Receiver<Request>) {
         let (requests, served) = mpsc::channel(QUEUE);
         (Self { requests }, served)
+    }
+
+    /// That the engine's task answers. Costs it nothing.
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub async fn alive(&self) -> Result<(), ViewError> {
+        let ask = async {
+            let (answer, alive) = oneshot::channel();
+            self.requests.send(Request::Alive(answer)).await.map_err(|_| ViewError::Stopping)?;
+            alive.await.map_err(|_| ViewError::Stopping)
+        };
+        tokio::time::timeout(PATIENCE, ask).await.unwrap_or(Err(ViewError::Busy))
     }
 
     /// The view as of now.

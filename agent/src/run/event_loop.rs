@@ -143,9 +143,10 @@ impl<O: Observer> EventLoop<O> {
                 1.. = changes.recv_many(&mut changed, CHANGES) => changed.drain(..).for_each(|c| self.change(c)),
                 Some(change) = received(&mut candidates) => self.change(change),
                 Some(request) = requests.recv() => match request {
+                    // A reader that has gone away needs nothing.
+                    Request::Alive(reader) => drop(reader.send(())),
                     Request::View(reader) => self.show(reader),
                     Request::Watch(lines) => self.watchers.add(lines),
-                    // A reader that has gone away needs nothing.
                     Request::Known(reader) => drop(reader.send(self.known())),
                     Request::Record(reader) => self.taps.add(self.clock.now(), &self.engine, reader),
                 },

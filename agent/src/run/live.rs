@@ -9,11 +9,11 @@ use tokio::sync::mpsc;
 use weir_engine::attempt::{Attempt, Attempts};
 use weir_engine::engine::Engine;
 use weir_engine::identity::{Identity, Peer};
+use weir_engine::ledger::MAX_POLICIES;
 use weir_engine::observation::Observation;
 use weir_engine::policy::{Admission, Decision, Endpoint, Flow};
 use weir_engine::snapshot::EndView;
 use weir_engine::time::Time;
-use weir_engine::words::Name;
 
 use crate::outputs::live::{FlowName, Line, Live};
 
@@ -143,11 +143,13 @@ fn named(engine: &Engine, attempt: &Attempt) -> Line {
     line.admission =
         if decisions.iter().all(|d| d.admission() == admission) { admission } else { Admission::Undecidable };
     if line.admission == Admission::NotAdmitted {
-        let denying = decisions.iter().flat_map(Decision::denying);
-        let mut policies: Vec<String> = denying.flat_map(|(_, side)| side.selecting()).map(Name::to_string).collect();
-        policies.sort();
-        policies.dedup();
-        line.policies = policies;
+        for decision in &decisions {
+            let (names, left_out) = decision.some_denying(MAX_POLICIES);
+            line.policies.extend(names);
+            line.policies_left_out = line.policies_left_out.max(left_out);
+        }
+        line.policies.sort();
+        line.policies.dedup();
     }
     line
 }

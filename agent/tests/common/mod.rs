@@ -50,6 +50,7 @@ pub fn pair(flow: &str, state: State, source: EndView, destination: EndView, por
         since_unix_ns: 0,
         directions: Vec::new(),
         policies: Vec::new(),
+        policies_left_out: 0,
         egress: Side::NotIsolated,
         ingress: Side::NotIsolated,
         instances: 1,
@@ -136,6 +137,7 @@ pub fn busy() -> View {
         admission: Admission::NotAdmitted,
         directions: vec![Direction::Ingress],
         policies: vec!["shop/next-deny".to_owned()],
+        policies_left_out: 0,
         egress: Side::NotIsolated,
         ingress: side(&["shop/next-deny"]),
         not_admitted: Vec::new(),
@@ -252,6 +254,7 @@ pub fn attempts_of(namespace: &str, name: &str) -> Vec<Live> {
         owner: Some(Owner { pid: 1234, comm: "envoy".to_owned(), cgroup: 1, pod: None }),
         admission: Admission::NotAdmitted,
         policies: vec!["istio-system/default-deny".to_owned(), format!("{namespace}/default-deny")],
+        policies_left_out: 0,
     };
     let fine = Line {
         outcome: Outcome::Established,
@@ -266,6 +269,7 @@ pub fn attempts_of(namespace: &str, name: &str) -> Vec<Live> {
         owner: None,
         admission: Admission::Admitted,
         policies: Vec::new(),
+        policies_left_out: 0,
         ..denied.clone()
     };
     let address = |text: &str| EndView { kind: "external".to_owned(), ..workload("", text) };
@@ -334,6 +338,7 @@ pub fn serve_as(view: View, namespace: &str, name: &str) -> Views {
     tokio::spawn(async move {
         while let Some(request) = requests.recv().await {
             match request {
+                Request::Alive(reader) => drop(reader.send(())),
                 Request::View(reader) => drop(reader.send(view.clone())),
                 Request::Known(reader) => {
                     let read = |value| (Object::from_value(value).unwrap(), Origin::default());

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use weir_engine::snapshot::{Effect, PairView, TrafficView};
+use weir_engine::snapshot::{Effect, PairView, TrafficView, names_line};
 use weir_engine::time::Time;
 use weir_engine::verdict::State;
 
@@ -70,7 +70,7 @@ fn audited(view: &View) -> bool {
 /// The candidates that would deny it.
 fn tried(pair: &PairView) -> Option<String> {
     let candidate = pair.candidate.as_ref().filter(|c| c.effect == Effect::Breaks)?;
-    Some(format!("with the candidates: {}", candidate.policies.join(", ")))
+    Some(format!("with the candidates: {}", names_line(&candidate.policies, candidate.policies_left_out)))
 }
 
 /// What no required flow explains and the candidates would deny.
@@ -83,7 +83,8 @@ fn broken_traffic(view: &View) -> String {
     let mut table = Table::new(&["observed, and denied with the candidates", "port", "attempts"], 0);
     for seen in all.iter().take(MAX_TRAFFIC) {
         let ends = format!("{} → {}", log::end(&seen.source), log::end(&seen.destination));
-        let policies = seen.candidate.as_ref().map(|c| format!("policies: {}", c.policies.join(", ")));
+        let policies =
+            seen.candidate.as_ref().map(|c| format!("policies: {}", names_line(&c.policies, c.policies_left_out)));
         let port = format!("{}/{}", seen.port, seen.protocol);
         table.row([ends.into(), port.into(), seen.attempts.to_string().into()], policies.as_deref());
     }
@@ -147,7 +148,7 @@ pub fn note(pair: &PairView) -> Option<String> {
     match pair.state {
         State::Silent | State::Verified => None,
         State::Denied | State::Predicted | State::AtRisk | State::Unenforced if !pair.policies.is_empty() => {
-            Some(format!("policies: {}", pair.policies.join(", ")))
+            Some(format!("policies: {}", names_line(&pair.policies, pair.policies_left_out)))
         }
         State::Denied
         | State::Predicted

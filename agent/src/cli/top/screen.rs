@@ -7,7 +7,7 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Borders, List, ListItem, ListState, Paragraph, Row, Table, Wrap};
-use weir_engine::snapshot::PairView;
+use weir_engine::snapshot::{PairView, names_line};
 use weir_engine::verdict::State;
 
 use super::super::filter::Filter;
@@ -134,7 +134,10 @@ impl Screen {
         if let Some(pair) = pairs.get(self.chosen) {
             lines.push(format!("{}: {}", pair.state, pair.why));
             if !pair.policies.is_empty() {
-                lines.push(format!("policies that select it and do not admit it: {}", pair.policies.join(", ")));
+                lines.push(format!(
+                    "policies that select it and do not admit it: {}",
+                    names_line(&pair.policies, pair.policies_left_out)
+                ));
             }
             if let Some(evidence) = &pair.evidence {
                 lines.push(format!("last seen {}: {}", words::time(evidence.at_unix_ns), words::evidence(evidence)));

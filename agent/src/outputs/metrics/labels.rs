@@ -147,7 +147,7 @@ pub fn denied(pair: &PairView) -> Vec<Denied> {
         Of { flow: &pair.flow, severity: pair.severity.as_str(), source: &pair.source, destination: &pair.destination };
     let refusal = Refusal {
         directions: &pair.directions,
-        policies: &pair.policies,
+        policies: (&pair.policies, pair.policies_left_out),
         egress: &pair.egress,
         ingress: &pair.ingress,
     };
@@ -180,29 +180,32 @@ struct Of<'a> {
 /// What does not admit it.
 struct Refusal<'a> {
     directions: &'a [Direction],
-    policies: &'a [String],
+    policies: (&'a [String], usize),
     egress: &'a Side,
     ingress: &'a Side,
 }
 
 impl<'a> Refusal<'a> {
     fn of(c: &'a CandidateView) -> Self {
-        Self { directions: &c.directions, policies: &c.policies, egress: &c.egress, ingress: &c.ingress }
+        Self {
+            directions: &c.directions,
+            policies: (&c.policies, c.policies_left_out),
+            egress: &c.egress,
+            ingress: &c.ingress,
+        }
     }
 
     /// All policies of the pair, where one side is denied; with two sides denied, those of the side.
     fn policies(&self, side: &Side) -> String {
-        let mut names: Vec<String> = match self.directions {
-            [_, _, ..] => side.selecting().iter().map(ToString::to_string).collect(),
-            [] | [_] => Vec::new(),
+        let (mut names, mut more) = match self.directions {
+            [_, _, ..] => side.some_selecting(MAX_POLICIES),
+            [] | [_] => (Vec::new(), 0),
         };
         if names.is_empty() {
-            names = self.policies.to_vec();
+            let (all, left_out) = self.policies;
+            names = all.iter().take(MAX_POLICIES).cloned().collect();
+            more = left_out + all.len() - names.len();
         }
-        names.sort_unstable();
-        names.dedup();
-        let more = names.len().saturating_sub(MAX_POLICIES);
-        names.truncate(MAX_POLICIES);
         let mut text = names.join(",");
         if more > 0 {
             text.push_str(&format!(",+{more}"));
