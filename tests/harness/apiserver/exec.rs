@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 
 use super::Inner;
 use super::body::Answer;
@@ -108,7 +109,9 @@ where
             socket.send(Message::binary([&[stream][..], part].concat())).await?;
         }
     }
-    socket.close(None).await?;
+    // kubectl takes an end without a code for a broken connection.
+    let end = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+    socket.close(Some(end)).await?;
     Ok(())
 }
 

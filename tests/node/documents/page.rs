@@ -65,7 +65,7 @@ pub fn read(page: &str) -> Result<Commands> {
 }
 
 fn is_command(line: &str) -> bool {
-    PROGRAMS.iter().any(|program| line.starts_with(program))
+    PROGRAMS.iter().any(|program| line.strip_prefix(program).is_some_and(|rest| !rest.starts_with(' ')))
 }
 
 /// Commands between back quotes, as opposed to names: `weir check` is one.

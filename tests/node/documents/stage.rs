@@ -41,6 +41,7 @@ const KINDS: [(&str, &str, &str, &str, bool); 8] = [
 ];
 const NO_KUBECTL: &str = "kubectl is not installed: its commands were only read";
 const OLD_KUBECTL: &str = "this kubectl speaks SPDY, which the fake API server does not: nothing was run in pods by it";
+const OLD_KUSTOMIZE: &str = "this kubectl's kustomize takes no folder as a resource";
 const NO_HELM: &str = "helm is not installed: charts and values in its commands were looked up";
 
 pub struct Stage<'a> {
@@ -52,6 +53,8 @@ pub struct Stage<'a> {
     kubectl: bool,
     /// The server's protocol for commands in pods is spoken.
     executes: bool,
+    /// kubectl's kustomize takes folders as resources, as it does from 1.21 on.
+    kustomizes: bool,
 }
 
 impl<'a> Stage<'a> {
@@ -123,10 +126,12 @@ impl<'a> Stage<'a> {
         }
         let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
         let kubectl = kubectl.is_some();
-        let mut this = Self { rehearsal, server, _runtime: runtime, folder, path, kubectl, executes: false };
+        let mut this =
+            Self { rehearsal, server, _runtime: runtime, folder, path, kubectl, executes: false, kustomizes: false };
         if kubectl {
             let said = this.shell("kubectl -n weir-system exec weir-a -c weir -- weir --version", "60")?;
             this.executes = said.status.success();
+            this.kustomizes = this.shell("kubectl kustomize deploy/monitoring", "60")?.status.success();
             eprint!("{}", String::from_utf8_lossy(&said.stderr));
         }
         Ok(this)
@@ -180,6 +185,9 @@ impl<'a> Stage<'a> {
         ensure!(own || function || known, "no rule runs this command");
         if !own && line.starts_with("kubectl ") && !self.kubectl {
             return Ok(Some(NO_KUBECTL));
+        }
+        if line.contains(" -k ") && !self.kustomizes {
+            return Ok(Some(OLD_KUSTOMIZE));
         }
         if function && !self.executes {
             return Ok(Some(if self.kubectl { OLD_KUBECTL } else { NO_KUBECTL }));
