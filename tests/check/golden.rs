@@ -65,6 +65,8 @@ fn check_formats() {
 fn connections_that_were_seen() {
     let objects = with(&OPEN, &["basket.yaml", "--connections", "connections.yaml"]);
     page(&with(&["check", "--all"], &objects), 1, "connections.txt");
+    // The next step knows them as well: what they tell of is opened.
+    golden(&with(&["fix"], &objects), 1, "connections-fix.yaml");
     let said = run(&with(&["check"], &objects));
     assert_data_eq!(
         String::from_utf8(said.stderr).expect("text"),

@@ -1,6 +1,5 @@
 //! `weir check`.
 
-mod connections;
 mod traffic;
 
 use std::path::PathBuf;
@@ -10,6 +9,7 @@ use clap::{Args, ValueEnum};
 use weir_engine::check::{self, Options};
 use weir_engine::requirement::Severity;
 
+use super::connections::Seen;
 use super::manifests::Source;
 use super::{Exit, out, progress};
 use crate::report::{Checked, Conclusion, junit, markdown, sarif, table};
@@ -27,7 +27,7 @@ pub struct Check {
 
     /// Take the policies of -f for candidates: tell what they would break of what an agent has observed. FILE is a recording
     /// (weir run --record), or a snapshot (weir status --output json --all, /snapshot) together with --cluster
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["fail_on", "strict", "mutate", "all"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["fail_on", "strict", "mutate", "all", "connections"])]
     traffic: Option<PathBuf>,
 
     /// How to print
@@ -42,9 +42,8 @@ pub struct Check {
     #[arg(long)]
     strict: bool,
 
-    /// Connections that were seen, so that application traffic is judged too: an agent's snapshot, or a list (see docs/flows.md)
-    #[arg(long, value_name = "FILE", conflicts_with = "traffic")]
-    connections: Vec<PathBuf>,
+    #[command(flatten)]
+    seen: Seen,
 
     /// Delete each rule in turn and tell which required flows close
     #[arg(long)]
@@ -104,7 +103,7 @@ impl From<FailOn> for Severity {
 impl Check {
     /// Reads, judges, prints.
     pub fn run(self) -> anyhow::Result<Exit> {
-        let Self { source, traffic, connections, output, fail_on, strict, mutate, all } = self;
+        let Self { source, traffic, seen, output, fail_on, strict, mutate, all } = self;
         if let Some(traffic) = traffic {
             return match output {
                 Format::Table => traffic::run(&traffic, &source, false),
@@ -113,7 +112,7 @@ impl Check {
             };
         }
         let mut loaded = source.load()?;
-        connections::observe(&connections, &mut loaded.model)?;
+        seen.observe(&mut loaded.model)?;
         let options = Options { profile: source.reading.engine, mutate, ..Options::default() };
         let bar = progress::working("judging what the mesh needs");
         let report = check::check(&loaded.model, &options);
@@ -121,7 +120,7 @@ impl Check {
         let checked = Checked::new(report, loaded.inputs, fail_on.into(), strict);
         match output {
             Format::Table => {
-                let show = table::Show { all, arguments: source.arguments() };
+                let show = table::Show { all, arguments: source.arguments(), seen: seen.arguments() };
                 out::print(&table::render(&checked, &show))?;
             }
             Format::Json => out::json(&checked)?,

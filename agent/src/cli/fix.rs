@@ -4,6 +4,7 @@ use anyhow::bail;
 use clap::{Args, ValueEnum};
 use weir_engine::check::{Repair, repair};
 
+use super::connections::Seen;
 use super::manifests::Source;
 use super::{Exit, out, progress};
 use crate::outputs::text::clean;
@@ -21,6 +22,9 @@ use crate::report::words::{self, count};
 pub struct Fix {
     #[command(flatten)]
     source: Source,
+
+    #[command(flatten)]
+    seen: Seen,
 
     /// Only these flows, by id or code
     #[arg(long, value_name = "ID")]
@@ -53,8 +57,9 @@ const MAX_BEYOND: usize = 20;
 impl Fix {
     /// Reads, patches, prints.
     pub fn run(self) -> anyhow::Result<Exit> {
-        let Self { source, flow, output } = self;
+        let Self { source, seen, flow, output } = self;
         let mut loaded = source.load()?;
+        seen.observe(&mut loaded.model)?;
         let catalogue = loaded.model.resolver.catalogue();
         if let Some(unknown) = flow.iter().find(|id| catalogue.flow(id).is_none()) {
             bail!("there is no flow {unknown:?}; `weir flows` lists them");

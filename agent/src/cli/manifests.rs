@@ -160,7 +160,7 @@ pub fn read(paths: &[PathBuf], inputs: &mut Inputs) -> anyhow::Result<Vec<(Objec
 }
 
 /// A path as a shell reads it back.
-fn quote(path: &Path) -> String {
+pub fn quote(path: &Path) -> String {
     let text = path.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);
     if !text.is_empty() && text.chars().all(plain) {

@@ -3,6 +3,7 @@
 
 mod check;
 mod completions;
+mod connections;
 mod diff;
 pub mod doctor;
 mod doctor_args;

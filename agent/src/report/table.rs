@@ -25,8 +25,10 @@ const MAX_PAIRS: usize = 6;
 pub struct Show {
     /// Admitted pairs, and lints that may be meant.
     pub all: bool,
-    /// The input arguments of this check, as a shell would read them.
+    /// The arguments of this check that name manifests, as a shell would read them.
     pub arguments: String,
+    /// Those that name traffic, which tells of pairs and not of verdicts.
+    pub seen: String,
 }
 
 /// The page.
@@ -306,7 +308,7 @@ fn next(page: &mut Page, checked: &Checked, show: &Show) {
         (Conclusion::Findings, Some(explain)) => {
             page.line(0, "Next:");
             page.command(&explain, &show.arguments);
-            page.command("weir fix", &show.arguments);
+            page.command("weir fix", &format!("{}{}", show.arguments, show.seen));
         }
         (Conclusion::CouldNotTell, Some(explain)) => {
             page.line(0, "Next (or name your engine with --engine):");
