@@ -5,9 +5,12 @@
 mod ends;
 #[path = "faults/many.rs"]
 mod many;
+#[path = "node/terminal.rs"]
+mod terminal;
 
 use std::fs;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +19,7 @@ use harness::{Agent, AgentOptions, agent};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use terminal::Terminal;
 use tokio::runtime::Runtime;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -66,7 +70,7 @@ fn hostile_names_reach_no_log_page_or_terminal_as_they_are() -> Result<()> {
     let runtime = Runtime::new()?;
     let (server, agent, _folder) = follower(&runtime, &[])?;
     // What no API server would admit; a forged kubeconfig or a future version may.
-    let name = "web\u{1b}[2J\u{202e}\u{2066}\u{200b}<script>alert(1)</script>\"\n\u{430}\r";
+    let name = "web\u{1b}]0;owned\u{7}\u{1b}[2J\u{202e}\u{2066}\u{200b}<script>alert(1)</script>\"\n\u{430}\r";
     for object in [namespace("istio-system"), namespace(name), istiod(), deny(name, name)] {
         server.try_apply(object)?;
     }
@@ -96,6 +100,21 @@ fn hostile_names_reach_no_log_page_or_terminal_as_they_are() -> Result<()> {
         ensure!(what != "page" || !text.contains("<script>alert"), "{what}: {text}");
     }
     ensure!(text(&status.stdout).contains("\\u{1b}"), "shown, but harmless: {}", text(&status.stdout));
+
+    if Command::new("tmux").arg("-V").output().is_err() {
+        println!("SKIPPED: tmux is not installed (`cargo xtask setup`), so hostile names are not shown on a terminal");
+        return Ok(());
+    }
+    let terminal = Terminal::open()?;
+    let (binary, socket) = (agent::binary()?, agent.socket());
+    for screen in ["top", "status --watch"] {
+        terminal.keys(&[&format!("{} {screen} --socket {}", binary.display(), socket.display()), "Enter"])?;
+        let shown = terminal.until("the hostile name", |screen| screen.contains("web\\u{1b}]0;owned"))?;
+        ensure!(shown.contains("sidecar-xds"), "{screen}: it has wiped the screen:\n{shown}");
+        ensure!(terminal.format("#{pane_title}")? != "owned", "{screen}: it has named the window");
+        terminal.keys(&["C-c"])?;
+        terminal.keys(&["clear", "Enter"])?;
+    }
     Ok(())
 }
 
