@@ -226,7 +226,7 @@ fn the_socket_answers_line_by_line() {
     assert_eq!(answers.len(), 4, "{answers:?}");
     assert!(answers[0].starts_with("{\"v\":1,\"error\":\"not a request"), "{}", answers[0]);
     assert!(answers[1].contains("speaks version 1"), "{}", answers[1]);
-    assert!(answers[2].contains("there are: snapshot, watch, explain, plan"), "{}", answers[2]);
+    assert!(answers[2].contains("there are: snapshot, watch, record, explain, plan"), "{}", answers[2]);
     assert!(answers[3].starts_with("{\"v\":1,\"snapshot\":{"), "{}", answers[3]);
     let flood = exchange(&path, &"x".repeat(64 << 10));
     assert!(flood[0].contains("at most 65536 bytes"), "{flood:?}");
