@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use harness::apiserver::ApiServer;
 use harness::netns::Netns;
-use harness::{DriveOptions, End, Enforcement, Fixture, Mesh, MeshOptions, agent, fixture};
+use harness::{DriveOptions, End, Enforcement, Fixture, Mesh, MeshOptions, agent, fixture, loaded};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime as Tokio;
 
@@ -98,20 +98,11 @@ fn a_denial_on_real_packets_is_seen_from_the_shipped_container() -> Result<()> {
         Ok(cluster.pair()?["state"] == "verified")
     })?;
 
-    let programs = program_ids(cluster.container.pid()?)?;
+    let programs = loaded::held_by(cluster.container.pid()?)?;
     ensure!(programs.len() >= 6, "{programs:?}");
     let ended = cluster.container.terminate(Duration::from_secs(10))?;
     ensure!(ended.code() == Some(0), "{ended}: {}", cluster.container.log());
-    let begin = Instant::now();
-    loop {
-        let living: BTreeSet<u32> = aya::programs::loaded_programs().flatten().map(|program| program.id()).collect();
-        let left: Vec<_> = programs.intersection(&living).collect();
-        if left.is_empty() {
-            return Ok(());
-        }
-        ensure!(begin.elapsed() < PATIENCE, "still loaded: {left:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    loaded::until_gone(&programs, PATIENCE)
 }
 
 /// The reasons that the manifest gives for its capabilities are the truth.
@@ -303,14 +294,4 @@ impl Cluster {
         ensure!(root.split(' ').nth(5).is_some_and(|options| options.split(',').any(|o| o == "ro")), "{root}");
         Ok(())
     }
-}
-
-/// Ids of the programs that a process holds, from its descriptors' `fdinfo`.
-fn program_ids(pid: u32) -> Result<BTreeSet<u32>> {
-    let mut ids = BTreeSet::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))?.flatten() {
-        let text = fs::read_to_string(entry.path()).unwrap_or_default();
-        ids.extend(text.lines().filter_map(|line| line.strip_prefix("prog_id:")?.trim().parse::<u32>().ok()));
-    }
-    Ok(ids)
 }

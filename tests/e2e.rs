@@ -1,13 +1,13 @@
 //! The main job on real packets: every flow of a fixture, before and after its policies, as the running agent reports it.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
-    DriveOptions, Enforcement, Family, FarAnswer, Fixture, MeshOptions, Protocol, Rehearsal, agent, fixture, rehearsal,
+    DriveOptions, Enforcement, Family, FarAnswer, Fixture, MeshOptions, Protocol, Rehearsal, agent, fixture, loaded,
+    rehearsal,
 };
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -149,19 +149,14 @@ fn metrics_name_the_flow_and_the_policies_and_promtool_accepts_them() -> Result<
 
 #[test]
 fn kill_leaves_nothing_attached_and_nothing_in_the_way() -> Result<()> {
-    let before = loaded()?;
     let rehearsal = begin("scenarios/01-sidecar-injection", Enforcement::Drop)?;
-    let ours: BTreeSet<u32> = loaded()?.difference(&before).copied().collect();
+    let ours = loaded::held_by(rehearsal.agent.pid())?;
     ensure!(!ours.is_empty(), "a running agent must have programs loaded: without them this test shows nothing");
     let Rehearsal { agent, mesh, .. } = rehearsal;
     let left = agent.kill()?;
     let socket = left.path().join("weir.sock");
     ensure!(socket.exists(), "a killed agent leaves its socket: without it this test shows nothing");
-    let begin = Instant::now();
-    while !loaded()?.is_disjoint(&ours) {
-        ensure!(begin.elapsed() < Duration::from_secs(3), "some of {ours:?} are still loaded");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    loaded::until_gone(&ours, Duration::from_secs(3))?;
     // The next agent takes the same socket path.
     let manifests = left.path().join("cluster.json");
     std::fs::write(
@@ -227,11 +222,6 @@ fn promtool(metrics: &str) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success(), "promtool check metrics: {said}");
     Ok(())
-}
-
-/// Ids of all BPF programs that the kernel has loaded.
-fn loaded() -> Result<BTreeSet<u32>> {
-    aya::programs::loaded_programs().map(|program| Ok(program?.id())).collect()
 }
 
 struct Killed(std::process::Child);

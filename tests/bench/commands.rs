@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use harness::agent::{Agent, AgentOptions};
+use harness::aims;
 use harness::netns::{Netns, RunId};
 use serde_json::{Value, json};
 
@@ -24,14 +25,7 @@ const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 1, 2);
 const PORT: u16 = 15012;
 
 fn main() -> ExitCode {
-    match bench() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    aims::exit(bench())
 }
 
 fn bench() -> Result<bool> {

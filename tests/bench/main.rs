@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::thread;
 
 use anyhow::{Context as _, Result, bail};
+use harness::aims;
 use harness::netns::{Netns, RunId};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
@@ -21,14 +22,7 @@ const IGNORED: u16 = 9999;
 const WATCHED: u16 = 8080;
 
 fn main() -> ExitCode {
-    match bench() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    aims::exit(bench())
 }
 
 fn bench() -> Result<bool> {

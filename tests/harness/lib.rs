@@ -6,6 +6,7 @@
 //! two can be held against each other.
 
 pub mod agent;
+pub mod aims;
 pub mod apiserver;
 pub mod clients;
 pub mod cni;
@@ -14,6 +15,7 @@ pub mod drive;
 pub mod far;
 pub mod fixture;
 pub mod ipv6;
+pub mod loaded;
 #[path = "../matrix/mod.rs"]
 pub mod matrix;
 pub mod mesh;
@@ -22,6 +24,7 @@ pub mod objects;
 pub mod outcome;
 pub mod rehearsal;
 pub mod servers;
+pub mod terminal;
 pub mod tls;
 pub mod topology;
 
@@ -36,3 +39,4 @@ pub use mesh::{Mesh, MeshOptions};
 pub use objects::Objects;
 pub use outcome::{FlowResult, Outcome};
 pub use rehearsal::{Comparison, Rehearsal};
+pub use terminal::Terminal;

@@ -31,32 +31,8 @@ fn watch_needs_no_agent_and_leaves_nothing_behind() -> Result<()> {
     let line = drive_until(&rehearsal, &mut watch, |line| line["attempt"]["outcome"] == "dropped")?;
     ensure!(line["attempt"]["source"]["kind"] == "address", "{line:#}");
     ensure!(line["attempt"]["location"].is_string(), "where it was dropped: {line:#}");
-    let programs = programs_of(watch.child.id())?;
+    let programs = loaded::held_by(watch.child.id())?;
     ensure!(!programs.is_empty(), "it has no probe");
     watch.interrupt()?;
-    let begin = Instant::now();
-    loop {
-        let still: Vec<u32> = loaded()?.intersection(&programs).copied().collect();
-        if still.is_empty() {
-            return Ok(());
-        }
-        ensure!(begin.elapsed() < PATIENCE, "programs that stay loaded: {still:?}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-/// Ids of the BPF programs that a process holds.
-fn programs_of(pid: u32) -> Result<BTreeSet<u32>> {
-    let mut found = BTreeSet::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
-        let id = text.lines().find_map(|line| line.strip_prefix("prog_id:"));
-        found.extend(id.and_then(|id| id.trim().parse::<u32>().ok()));
-    }
-    Ok(found)
-}
-
-/// Ids of all BPF programs that the kernel has loaded.
-fn loaded() -> Result<BTreeSet<u32>> {
-    aya::programs::loaded_programs().map(|program| Ok(program?.id())).collect()
+    loaded::until_gone(&programs, PATIENCE)
 }

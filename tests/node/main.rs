@@ -11,7 +11,6 @@ mod probing;
 mod progress;
 mod recording;
 mod screens;
-mod terminal;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,7 +18,6 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -27,13 +25,11 @@ use anyhow::{Context, Result, bail, ensure};
 use harness::apiserver::{ApiServer, Exec, Fault, Ran, Rule, Verb};
 use harness::fixture::{End, Protocol};
 use harness::tls::TlsServer;
-use harness::{DriveOptions, Enforcement, Fixture, Rehearsal, agent, fixture};
+use harness::{DriveOptions, Enforcement, Fixture, Rehearsal, Terminal, agent, fixture, loaded};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::runtime::Runtime;
-
-use terminal::Terminal;
 
 const SCENARIO: &str = "scenarios/01-sidecar-injection";
 const FLOW: &str = "sc-02-xds-ca";

@@ -4,15 +4,11 @@ use super::*;
 
 #[test]
 fn screens_fit_a_terminal_and_leave_it_clean() -> Result<()> {
-    if Command::new("tmux").arg("-V").output().is_err() {
-        println!("SKIPPED: tmux is not installed");
-        return Ok(());
-    }
+    let Some(terminal) = Terminal::open()? else { return Ok(()) };
     let rehearsal = begin()?;
     let binary = agent::binary()?;
     let socket = rehearsal.agent.socket();
     let (binary, socket) = (text(&binary)?, text(&socket)?);
-    let terminal = Terminal::open()?;
     terminal.keys(&[&format!("{binary} top --socket {socket}"), "Enter"])?;
     let drive = || rehearsal.mesh.drive(std::slice::from_ref(rehearsal.flow(FLOW)?), &DriveOptions::default());
     let screen = terminal.until("the matrix and the pair", |screen| {
@@ -47,14 +43,10 @@ fn screens_fit_a_terminal_and_leave_it_clean() -> Result<()> {
 
 #[test]
 fn a_panic_leaves_the_terminal_as_it_was() -> Result<()> {
-    if Command::new("tmux").arg("-V").output().is_err() {
-        println!("SKIPPED: tmux is not installed");
-        return Ok(());
-    }
+    let Some(terminal) = Terminal::open()? else { return Ok(()) };
     let rehearsal = begin()?;
     let (binary, socket) = (agent::binary()?, rehearsal.agent.socket());
     let (binary, socket) = (text(&binary)?, text(&socket)?);
-    let terminal = Terminal::open()?;
     terminal.keys(&[&format!("WEIR_TEST_PANIC=1 {binary} top --socket {socket}; stty -a; echo ended $?"), "Enter"])?;
     let screen = terminal.until("the message and a prompt", |screen| screen.contains("ended 0"))?;
     ensure!(terminal.format("#{alternate_on} #{cursor_flag}")? == "0 1", "the terminal is not as it was:\n{screen}");

@@ -1,13 +1,12 @@
 //! What is left of a killed agent: nothing.
 
-use std::collections::BTreeSet;
-use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
+use harness::loaded;
 use weir::probes::{ProbeSettings, Probes};
 
 /// In a process of its own, which is then killed: see below. Without its variable it is no test.
@@ -33,29 +32,9 @@ fn a_killed_agent_leaves_nothing_attached() -> Result<()> {
         .spawn()?;
     let output = child.stdout.take().context("no pipe")?;
     let loaded = BufReader::new(output).lines().map_while(Result::ok).any(|line| line.contains("loaded"));
-    let programs = program_ids(child.id())?;
+    let programs = loaded::held_by(child.id())?;
     child.kill()?;
     child.wait()?;
     assert!(loaded && programs.len() >= 6, "{programs:?}");
-    // The kernel frees programs after a grace period.
-    let until = Instant::now() + Duration::from_secs(5);
-    loop {
-        let living: BTreeSet<_> = aya::programs::loaded_programs().flatten().map(|program| program.id()).collect();
-        let left: Vec<_> = programs.intersection(&living).collect();
-        if left.is_empty() {
-            return Ok(());
-        }
-        ensure!(Instant::now() < until, "still loaded: {left:?}");
-        thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// Ids of the programs that a process holds, from its descriptors' `fdinfo`.
-fn program_ids(pid: u32) -> Result<BTreeSet<u32>> {
-    let mut ids = BTreeSet::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))?.flatten() {
-        let text = fs::read_to_string(entry.path()).unwrap_or_default();
-        ids.extend(text.lines().filter_map(|line| line.strip_prefix("prog_id:")?.trim().parse::<u32>().ok()));
-    }
-    Ok(ids)
+    loaded::until_gone(&programs, Duration::from_secs(5))
 }

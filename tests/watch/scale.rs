@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use harness::aims;
 use harness::apiserver::ApiServer;
 use serde_json::{Value, json};
 use weir::cluster::change::Change;
@@ -60,14 +61,7 @@ fn main() -> ExitCode {
             None => runtime.block_on(serve(&arguments)),
         }
     };
-    match measured() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
-        Err(error) => {
-            eprintln!("cluster-scale: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    aims::exit(measured())
 }
 
 /// How a figure compares with its aim, and whether it meets it.

@@ -211,7 +211,7 @@ impl<'a> Stage<'a> {
             None => line,
         };
         if line.starts_with("weir top") {
-            let terminal = Terminal::open()?;
+            let Some(terminal) = Terminal::open()? else { return Ok(()) };
             terminal.keys(&[&format!("{} {} --socket {}", binary.display(), &line[5..], socket.display()), "Enter"])?;
             terminal.until("the screen", |screen| screen.contains("q quit"))?;
             return Ok(());
