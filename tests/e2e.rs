@@ -81,6 +81,61 @@ fn a_silent_loss_is_reported_within_four_seconds_and_is_not_called_a_drop() -> R
 }
 
 #[test]
+fn without_btf_connections_are_seen_and_nobody_is_accused() -> Result<()> {
+    const NOWHERE: [&str; 2] = ["--btf", "/nowhere/vmlinux"];
+    let fixture = Fixture::load(&fixture::fixtures_dir().join("scenarios/01-sidecar-injection"))?;
+    let rehearsal = Rehearsal::with(fixture, agent::binary()?, Enforcement::Drop, &MeshOptions::default(), &NOWHERE)?;
+    let nobody_is_accused = || -> Result<()> {
+        let snapshot = rehearsal.agent.snapshot()?;
+        let pairs = snapshot["pairs"].as_array().context("no pairs")?;
+        let accuses = |pair: &&serde_json::Value| {
+            matches!(pair["state"].as_str(), Some("denied" | "unexplained" | "unenforced" | "failing"))
+        };
+        let accused: Vec<_> = pairs.iter().filter(accuses).map(rehearsal::line).collect();
+        ensure!(!pairs.is_empty() && accused.is_empty(), "{accused:?}");
+        Ok(())
+    };
+    let flow = rehearsal.flow("sc-02-xds-ca")?;
+    let patient = DriveOptions { timeout: Duration::from_secs(5), ..DriveOptions::default() };
+    let (pair, _) = rehearsal.drive_until(flow, &patient, "predicted", PATIENCE)?;
+    ensure!(pair["evidence"]["outcome"] == "timed-out" && pair["evidence"]["class"].is_null(), "{}", pair["evidence"]);
+    ensure!(pair["policies"] == serde_json::json!(["my-namespace/default-deny"]), "{}", pair["policies"]);
+    nobody_is_accused()?;
+    rehearsal.enter("after", Enforcement::Drop)?;
+    let (pair, _) = rehearsal.drive_until(flow, &DriveOptions::default(), "verified", PATIENCE)?;
+    ensure!(pair["evidence"]["outcome"] == "established", "{}", pair["evidence"]);
+    // The kernel drops what the policies, as the agent knows them, admit: who did it is not to be seen here.
+    rehearsal.mesh.apply_policies(&rehearsal.fixture.state("before")?.policies, Enforcement::Drop)?;
+    let (pair, _) = rehearsal.drive_until(flow, &patient, "unknown", PATIENCE)?;
+    let why = pair["why"].as_str().unwrap_or_default();
+    ensure!(why.contains("timed-out") && why.contains("no probe of this node sees drops"), "{why}");
+    nobody_is_accused()?;
+
+    let dns = rehearsal.agent.snapshot()?;
+    let dns = dns["pairs"].as_array().and_then(|pairs| pairs.iter().find(|pair| pair["protocol"] == "UDP"));
+    let dns = dns.context("a mesh without DNS")?;
+    ensure!(dns["state"] != "silent" && dns["state"] != "verified", "UDP cannot be seen: {}", rehearsal::line(dns));
+    let metrics = rehearsal.agent.metrics()?;
+    for (probe, active) in [("tcp_callback", 1), ("tcp_state", 0), ("packet_drop", 0), ("udp_release", 0)] {
+        let line = format!("weir_probe_active{{probe=\"{probe}\"}} {active}\n");
+        ensure!(metrics.contains(&line), "{line}{metrics}");
+    }
+    let doctor = rehearsal.agent.command(&["doctor", NOWHERE[0], NOWHERE[1]])?;
+    let page = String::from_utf8_lossy(&doctor.stdout);
+    let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
+    ensure!(doctor.status.success(), "{page}");
+    for said in [
+        "tcp_callback stands in for tcp_state and syn_retransmit",
+        "ok tcp_callback cgroup:sock_ops",
+        "weak packet_drop skb:kfree_skb: it needs the kernel's BTF; no drop is seen: nothing is called denied",
+        "weir can work on this node without BTF",
+    ] {
+        ensure!(page.contains(said), "{said}\n{page}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_local_drop_is_reported_within_a_second_and_a_half() -> Result<()> {
     let rehearsal = begin("scenarios/01-sidecar-injection", Enforcement::Drop)?;
     let flow = rehearsal.flow("sc-02-xds-ca")?;

@@ -21,6 +21,8 @@ use crate::probes::{self, ProbeSettings, host, symbols};
 const ESSENTIAL: [&str; 2] = ["tcp_state", "packet_drop"];
 /// Sees TCP attempts where the kernel has no BTF. Drops are for nobody to see there: a lack that cannot be mended.
 const STAND_IN: &str = "tcp_callback";
+/// What [`STAND_IN`] tells in their place, and what would sharpen drops.
+const COVERED: [&str; 3] = ["syn_retransmit", "reset_received", "icmp_sent"];
 
 /// What the agent does without a probe.
 fn without(probe: &str) -> &'static str {
@@ -216,7 +218,8 @@ impl DoctorReport {
             Some(reason) => {
                 let essential = ESSENTIAL.contains(&&*probe.name) || probe.name == STAND_IN;
                 let mark = if essential && !self.stands_in() { Mark::Missing } else { Mark::Weak };
-                let text = format!("{}: {reason}{}", probe.hook, without(&probe.name));
+                let lost = if self.stands_in() && COVERED.contains(&&*probe.name) { "" } else { without(&probe.name) };
+                let text = format!("{}: {reason}{lost}", probe.hook);
                 Line { mark, name: &probe.name, text }
             }
         }));
