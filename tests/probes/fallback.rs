@@ -1,7 +1,7 @@
 //! Without BTF: TCP as `sock_ops` sees it, by addresses alone, and nothing else.
 
 use std::fs::File;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -130,7 +130,9 @@ fn other_programs_keep_their_flags_and_other_ports_get_none() -> Result<()> {
     let program = bpf::program(bpf::SOCK_OPS, &marks_with_flags(RTT))?;
     let _other = bpf::link(&program, bpf::SOCK_OPS, u32::try_from(root.as_raw_fd())?, 0)?;
     let mut world = World::with(&ProbeSettings { ports: [8443].into(), ..blind() })?;
-    for (port, events, flags) in [(8080, 0, RTT), (8443, 3, RTT | OURS)] {
+    // A port that no other agent on this machine watches either.
+    let _listener = world.server.run(|| Ok(TcpListener::bind(("0.0.0.0", 7443))?))?;
+    for (port, events, flags) in [(7443, 0, RTT), (8443, 3, RTT | OURS)] {
         let mut mark = 0;
         let seen = world.observe(|world| {
             let connect = || Ok(TcpStream::connect(("10.2.0.2", port))?);
