@@ -2,22 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf, EbpfLoader};
 use harness::netns::Netns;
+use socket2::{Domain, Socket, Type};
 use weir::probes::{ProbeSettings, Probes};
 
-use crate::SERVER;
+use crate::{DEAF, NOBODY, SERVER, WATCHED};
 
 const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 /// The aim: a program that ignores an event costs at most this many times an empty one.
 const AIM: f64 = 3.0;
 /// A mean of fewer runs is that of the first, which find nothing in the caches.
 const ENOUGH: u64 = 100;
+const ROUNDS: usize = 10;
 
 /// What the kernel counted of one program.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,7 +46,8 @@ pub type Costs = BTreeMap<&'static str, (RunStats, RunStats)>;
 
 /// Runs ours and an empty one on each hook under the same traffic.
 pub fn programs(client: &Netns, port: u16) -> Result<Costs> {
-    let settings = ProbeSettings::default();
+    let ports = [WATCHED, WATCHED + NOBODY, WATCHED + DEAF].into();
+    let settings = ProbeSettings { ports, ..ProbeSettings::default() };
     let mut probes = Probes::load(&settings)?;
     let names: BTreeMap<u32, String> = aya::programs::loaded_programs()
         .flatten()
@@ -51,7 +56,11 @@ pub fn programs(client: &Netns, port: u16) -> Result<Costs> {
     let ours: BTreeMap<u32, RunStats> = counted()?;
     let empty = empty(&settings)?;
     let before = counted()?;
-    client.run(|| traffic(port, 2000))?;
+    for _ in 0..ROUNDS {
+        client.run(|| traffic(port))?;
+        // The agent would have read them by now.
+        probes.drain(&mut Vec::new());
+    }
     let after = counted()?;
     let during = |id: &u32| Some(after.get(id)?.since(before.get(id).copied().unwrap_or_default()));
     let mut costs = Costs::new();
@@ -64,7 +73,6 @@ pub fn programs(client: &Netns, port: u16) -> Result<Costs> {
             costs.insert(name, (own, empty));
         }
     }
-    probes.drain(&mut Vec::new());
     Ok(costs)
 }
 
@@ -112,19 +120,30 @@ fn counted() -> Result<BTreeMap<u32, RunStats>> {
     Ok(stats)
 }
 
-/// Everything that the hooks see of a port: connections, refusals, datagrams to nobody.
-fn traffic(port: u16, count: u32) -> Result<()> {
-    for _ in 0..count {
+/// Everything that the hooks see of a port: connections, refusals, datagrams to nobody, SYNs and answers sent again.
+fn traffic(port: u16) -> Result<()> {
+    for _ in 0..200 {
         drop(TcpStream::connect((SERVER, port))?);
     }
-    for _ in 0..count / 10 {
-        // Nobody listens one port further: a reset, an error, a drop.
-        let _ = TcpStream::connect((SERVER, port + 100));
+    for _ in 0..20 {
+        let _ = TcpStream::connect((SERVER, port + NOBODY));
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect((SERVER, port + 100))?;
+        socket.connect((SERVER, port + NOBODY))?;
         let _ = socket.send(b"?");
         let _ = socket.send(b"?");
     }
+    let to = SocketAddr::from((SERVER, port + DEAF)).into();
+    let waiting = (0..20).map(|_| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        // It goes on in the background.
+        let _ = socket.connect(&to);
+        Ok(socket)
+    });
+    let waiting: Vec<Socket> = waiting.collect::<Result<_>>()?;
+    // Both ends repeat themselves after a second.
+    thread::sleep(Duration::from_millis(1200));
+    drop(waiting);
     Ok(())
 }
 

@@ -26,6 +26,7 @@ mod decode;
 mod error;
 pub mod host;
 mod load;
+mod skips;
 pub mod symbols;
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
@@ -128,6 +129,7 @@ pub struct Probes {
     counters: PerCpuArray<MapData, u64>,
     timer: Interval,
     malformed: u64,
+    skips: skips::Skips,
     kallsyms: PathBuf,
     ebpf: Ebpf,
 }
@@ -199,6 +201,7 @@ impl Probes {
             counters,
             timer,
             malformed: 0,
+            skips: skips::Skips::new(&ebpf),
             kallsyms: settings.kallsyms.clone(),
             ebpf,
         })
@@ -277,21 +280,11 @@ impl Probes {
         }
     }
 
-    /// Runs that the kernel skipped because the same program was already running on that CPU, by stage: one per program, for
-    /// a missed drop is another loss than a missed attempt.
+    /// Runs that the kernel skipped because the same program was already running on that CPU, by stage.
     #[must_use]
     pub fn skipped_runs(&self) -> Vec<(&'static str, u64)> {
-        let skipped = |name| self.ebpf.program(name).and_then(skipped_runs).unwrap_or(0);
-        load::stages().map(|(name, stage)| (stage, skipped(name))).collect()
+        self.skips.read()
     }
-}
-
-/// `recursion_misses` of the program, from its file descriptor's `fdinfo` (5.12 and later).
-fn skipped_runs(program: &aya::programs::Program) -> Option<u64> {
-    use std::os::fd::{AsFd as _, AsRawFd as _};
-    let fd = program.fd().ok()?.as_fd().as_raw_fd();
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
 }
 
 /// The agent's task may move between threads.

@@ -136,9 +136,11 @@ impl<O: Observer> EventLoop<O> {
                 () = &mut stop => break,
                 seen = self.observer.next(&mut batch) => {
                     seen?;
-                    // Loss first: what follows it must not be believed more than it deserves.
-                    self.count_lost();
-                    self.observe(&mut batch);
+                    if !batch.is_empty() {
+                        // Loss first: what follows it must not be believed more than it deserves.
+                        self.count_lost();
+                        self.observe(&mut batch);
+                    }
                 }
                 1.. = changes.recv_many(&mut changed, CHANGES) => changed.drain(..).for_each(|c| self.change(c)),
                 Some(change) = received(&mut candidates) => self.change(change),
