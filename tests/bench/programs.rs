@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use aya::programs::BtfTracePoint;
+use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSock};
 use aya::{Btf, Ebpf, EbpfLoader};
 use harness::netns::Netns;
 use socket2::{Domain, Socket, Type};
@@ -64,7 +64,7 @@ pub fn programs(client: &Netns, port: u16) -> Result<Costs> {
     let after = counted()?;
     let during = |id: &u32| Some(after.get(id)?.since(before.get(id).copied().unwrap_or_default()));
     let mut costs = Costs::new();
-    for (name, _) in HOOKS {
+    for name in TRACEPOINTS.map(|(name, _)| name).into_iter().chain(SOCKETS.map(|(name, _)| name)) {
         // The kernel keeps 15 characters of a name.
         let short = &name[..name.len().min(15)];
         let own = ours.keys().find(|id| names.get(id).is_some_and(|known| known == short));
@@ -76,8 +76,8 @@ pub fn programs(client: &Netns, port: u16) -> Result<Costs> {
     Ok(costs)
 }
 
-/// The probes on tracepoints.
-const HOOKS: [(&str, &str); 7] = [
+/// The probes on tracepoints, with these.
+const TRACEPOINTS: [(&str, &str); 7] = [
     ("tcp_state", "inet_sock_set_state"),
     ("syn_retransmit", "tcp_retransmit_skb"),
     ("reset_received", "tcp_receive_reset"),
@@ -86,6 +86,8 @@ const HOOKS: [(&str, &str); 7] = [
     ("icmp_sent", "icmp_send"),
     ("answer_retransmit", "tcp_retransmit_synack"),
 ];
+/// The probes on sockets of the root cgroup, with the empty programs for their hooks.
+const SOCKETS: [(&str, &str); 2] = [("udp_create", "empty_create"), ("udp_release", "empty_release")];
 
 /// An empty program on each hook that this kernel has, with its id.
 fn empty(settings: &ProbeSettings) -> Result<BTreeMap<&'static str, (Ebpf, u32)>> {
@@ -93,12 +95,24 @@ fn empty(settings: &ProbeSettings) -> Result<BTreeMap<&'static str, (Ebpf, u32)>
         .context("WEIR_EBPF_OBJECT names no probe object: run `cargo xtask bench probes`")?;
     let object = fs::read(&object).with_context(|| Path::new(&object).display().to_string())?;
     let btf = Btf::parse_file(&settings.btf, aya::Endianness::default())?;
+    // Each has an object of its own: a program is attached but once.
+    let load = || EbpfLoader::new().btf(None).map_max_entries("EVENTS", 4096).load(&object);
     let mut all = BTreeMap::new();
-    for (name, tracepoint) in HOOKS {
-        let mut ebpf = EbpfLoader::new().btf(None).map_max_entries("EVENTS", 4096).load(&object)?;
+    for (name, tracepoint) in TRACEPOINTS {
+        let mut ebpf = load()?;
         let program: &mut BtfTracePoint = ebpf.program_mut("empty").context("no program `empty`")?.try_into()?;
         if program.load(tracepoint, &btf).is_ok() {
             program.attach()?;
+            let id = program.info()?.id();
+            all.insert(name, (ebpf, id));
+        }
+    }
+    for (name, empty) in SOCKETS {
+        let Some(root) = weir::probes::root_cgroup() else { continue };
+        let mut ebpf = load()?;
+        let program: &mut CgroupSock = ebpf.program_mut(empty).context(empty)?.try_into()?;
+        if program.load().is_ok() {
+            program.attach(fs::File::open(root)?, CgroupAttachMode::Single)?;
             let id = program.info()?.id();
             all.insert(name, (ebpf, id));
         }
