@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 /// What is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,6 +21,8 @@ pub enum Beside {
 struct Tool {
     name: &'static str,
     program: &'static str,
+    /// Debian's package of it.
+    package: &'static str,
     arguments: &'static [&'static str],
 }
 
@@ -29,20 +31,22 @@ const TOOLS: [Tool; 6] = [
     Tool {
         name: "bpftrace, as tcpdrop",
         program: "bpftrace",
+        package: "bpftrace",
         arguments: &["-e", "tracepoint:skb:kfree_skb { @[args->protocol, args->location] = count(); }"],
     },
     Tool {
         name: "bpftrace, as tcpstates",
         program: "bpftrace",
+        package: "bpftrace",
         arguments: &[
             "-e",
             "tracepoint:sock:inet_sock_set_state { @[args->oldstate, args->newstate, args->dport] = count(); }",
         ],
     },
-    Tool { name: "libbpf-tools, tcpstates", program: "tcpstates", arguments: &[] },
-    Tool { name: "libbpf-tools, tcpconnect", program: "tcpconnect", arguments: &[] },
-    Tool { name: "bcc, tcpdrop", program: "tcpdrop-bpfcc", arguments: &[] },
-    Tool { name: "bcc, tcpconnect", program: "tcpconnect-bpfcc", arguments: &[] },
+    Tool { name: "libbpf-tools, tcpstates", program: "tcpstates", package: "libbpf-tools", arguments: &[] },
+    Tool { name: "libbpf-tools, tcpconnect", program: "tcpconnect", package: "libbpf-tools", arguments: &[] },
+    Tool { name: "bcc, tcpdrop", program: "tcpdrop-bpfcc", package: "bpfcc-tools", arguments: &[] },
+    Tool { name: "bcc, tcpconnect", program: "tcpconnect-bpfcc", package: "bpfcc-tools", arguments: &[] },
 ];
 
 impl Beside {
@@ -69,7 +73,12 @@ impl Running {
     /// # Errors
     /// It is not installed, or does not run on this kernel: with its own last words.
     pub fn start(tool: usize) -> Result<Self> {
-        let Tool { program, arguments, .. } = &TOOLS[tool];
+        let Tool { program, package, arguments, .. } = &TOOLS[tool];
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        ensure!(
+            std::env::split_paths(&path).any(|folder| folder.join(program).is_file()),
+            "no `{program}` on this machine (Debian package {package})"
+        );
         let mut command = Command::new("unshare");
         // Tracepoints are found in tracefs only, which need not be mounted here.
         let inside =
