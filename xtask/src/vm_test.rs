@@ -130,6 +130,7 @@ struct Options {
 
 /// What the guests of one architecture have in common.
 struct Common {
+    architecture: Architecture,
     qemu: Qemu,
     programs: Programs,
 }
@@ -184,7 +185,7 @@ fn common(architecture: Architecture) -> Result<Common> {
     let begin = Instant::now();
     let programs = programs::build(architecture)?;
     eprintln!("programs for {}: {:.0} s", architecture.debian(), begin.elapsed().as_secs_f64());
-    Ok(Common { qemu, programs })
+    Ok(Common { architecture, qemu, programs })
 }
 
 fn one(files: &Files, userland: &Userland, common: &Common, options: &Options) -> Result<Ending> {
@@ -206,8 +207,12 @@ fn one(files: &Files, userland: &Userland, common: &Common, options: &Options) -
     }
     eprintln!("console: {}", log.display());
     if options.document && fs::metadata(&out).is_ok_and(|file| file.len() > 0) {
-        // This machine's, whatever the guest was.
-        let program = programs::build(Architecture::host()?)?.matrix;
+        // A program of this machine's, whatever the guest was.
+        let host = Architecture::host()?;
+        let program = match common.architecture == host {
+            true => common.programs.matrix.clone(),
+            false => programs::build(host)?.matrix,
+        };
         let document = tools::root().join("docs/accuracy.md");
         let mut merge = Command::new(program);
         merge.arg("--read").arg(&out).arg("--markdown").arg(document).stdout(Stdio::null());

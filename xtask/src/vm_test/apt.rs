@@ -23,8 +23,9 @@ const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 pub fn require_debian() -> Result<()> {
     ensure!(
         tools::on_path("apt-get") && tools::on_path("dpkg-deb") && Path::new(KEYS).is_file(),
-        "vm-test fetches Debian's kernels and programs with apt: it needs apt-get, dpkg-deb and {KEYS} (package \
-         debian-archive-keyring), as on Debian and Ubuntu; for modules of 6.12 and later also xz"
+        "vm-test fetches Debian's kernels and programs with apt: it needs apt-get, dpkg-deb, xz, readelf (binutils) and {KEYS} \
+         (package debian-archive-keyring), as on Debian and Ubuntu; QEMU (packages qemu-system-x86, qemu-system-arm); for guests \
+         of another architecture a C cross compiler and Rust's standard library (`rustup target add`)"
     );
     Ok(())
 }
