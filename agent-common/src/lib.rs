@@ -84,15 +84,15 @@ pub struct Owner {
 pub struct AttemptStart {
     /// `kind::ATTEMPT_START`.
     pub header: Header,
-    /// `source_port` is 0 unless the application bound one.
+    /// `source_port` is 0 unless the application bound one, or the kernel has no BTF.
     pub tuple: Tuple,
-    /// Address of `struct sock`: with `header.timestamp` it identifies the attempt.
+    /// Address of `struct sock`, or its cookie where the kernel has no BTF: with `header.timestamp` it identifies the attempt.
     pub socket: u64,
-    /// Inode number of the socket's network namespace.
+    /// Inode number of the socket's network namespace; 0 where the kernel has no BTF, as in all events of TCP attempts.
     pub netns: u32,
     /// Zero.
     pub padding: u32,
-    /// Who connects.
+    /// Who connects; all zero where the kernel has no BTF.
     pub owner: Owner,
 }
 
@@ -118,10 +118,12 @@ pub struct AttemptRetransmit {
 pub mod end_flags {
     /// The socket became ESTABLISHED.
     pub const ESTABLISHED: u8 = 1;
-    /// An RST was received in SYN_SENT (`tcp_receive_reset`).
+    /// An RST was received in SYN_SENT (`tcp_receive_reset`; without BTF: the peer sent a segment before the end).
     pub const RESET: u8 = 2;
     /// `error_origin`, `error_type` and `error_code` hold an entry of the socket's error queue.
     pub const ERROR_QUEUE: u8 = 4;
+    /// The probe could not read why: `error` and `soft_error` are 0 for that, and not because nothing answered.
+    pub const CAUSE_UNKNOWN: u8 = 8;
 }
 
 /// A TCP connection attempt ended.

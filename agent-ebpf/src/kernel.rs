@@ -29,7 +29,8 @@ pub const UDP: u8 = 17;
 const MAX_HOOKS: u16 = 16;
 
 const AF_INET: u16 = 2;
-pub const MAPPED: u32 = u32::from_be(0x0000_ffff);
+pub const AF_INET6: u16 = 10;
+const MAPPED: u32 = u32::from_be(0x0000_ffff);
 
 /// The offset of a member on this kernel.
 macro_rules! offset {
@@ -70,11 +71,23 @@ pub fn mapped(address: u32) -> [u32; 4] {
     [0, 0, MAPPED, address]
 }
 
+/// Is it an IPv4 address?
+#[inline(always)]
+pub fn is_mapped(address: [u32; 4]) -> bool {
+    address[0] == 0 && address[1] == 0 && address[2] == MAPPED
+}
+
 /// 127.0.0.0/8 or ::1.
 #[inline(always)]
 fn loopback(address: [u32; 4]) -> bool {
     let last = u32::from_be(address[3]);
     address[0] == 0 && address[1] == 0 && (address[2] == MAPPED && last >> 24 == 127 || address[2] == 0 && last == 1)
+}
+
+/// The local end is a loopback address and the remote end is not.
+#[inline(always)]
+pub fn redirected(local: [u32; 4], remote: [u32; 4]) -> bool {
+    loopback(local) && !loopback(remote)
 }
 
 /// Network-order words as bytes.
@@ -170,7 +183,7 @@ impl Sock {
         let v6 = offset!(sock_v6_daddr) != ABSENT && load!(self.0, sock_family as u16) != AF_INET;
         if v6 {
             let remote = words(self.0, offset!(sock_v6_daddr));
-            if !(remote[0] == 0 && remote[1] == 0 && remote[2] == MAPPED) {
+            if !is_mapped(remote) {
                 return (words(self.0, offset!(sock_v6_rcv_saddr)), remote);
             }
         }
@@ -181,7 +194,7 @@ impl Sock {
     #[inline(always)]
     pub fn redirected(self) -> bool {
         let (local, remote) = self.addresses();
-        loopback(local) && !loopback(remote)
+        redirected(local, remote)
     }
 
     /// The connection as the side sees it that opened it, which is this one.

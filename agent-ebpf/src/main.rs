@@ -24,6 +24,8 @@ mod socket_error;
 #[cfg(target_arch = "bpf")]
 mod syn_retransmit;
 #[cfg(target_arch = "bpf")]
+mod tcp_callback;
+#[cfg(target_arch = "bpf")]
 mod tcp_state;
 #[cfg(target_arch = "bpf")]
 mod udp_socket;
@@ -31,12 +33,13 @@ mod udp_socket;
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::{
-        macros::{btf_tracepoint, cgroup_sock},
-        programs::{BtfTracePointContext, SockContext},
+        macros::{btf_tracepoint, cgroup_sock, sock_ops},
+        programs::{BtfTracePointContext, SockContext, SockOpsContext},
     };
 
     use super::{
-        answer_retransmit, icmp_sent, packet_drop, reset_received, socket_error, syn_retransmit, tcp_state, udp_socket,
+        answer_retransmit, icmp_sent, packet_drop, reset_received, socket_error, syn_retransmit, tcp_callback,
+        tcp_state, udp_socket,
     };
 
     #[btf_tracepoint(function = "inet_sock_set_state")]
@@ -94,6 +97,13 @@ mod programs {
 
     #[cgroup_sock(sock_release)]
     fn empty_release(_ctx: SockContext) -> i32 {
+        1
+    }
+
+    /// 0 would be an error to those who ask the hook for a value; 1 leaves them what the other programs of the hook said.
+    #[sock_ops]
+    fn tcp_callback(ctx: SockOpsContext) -> u32 {
+        tcp_callback::run(&ctx);
         1
     }
 

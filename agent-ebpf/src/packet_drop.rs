@@ -12,7 +12,7 @@ use weir_common::{PacketDrop, Tuple, counter, drop_flags, kind};
 
 use crate::{
     emit::{emit_with, header, now},
-    kernel::{MAPPED, Packet, TCP, UDP, bytes, mapped, offset, state},
+    kernel::{Packet, TCP, UDP, bytes, is_mapped, mapped, offset, state},
     limits::{self, token},
     maps::{DROPS, Drop, DropKey, Pair, RETRIED, count, watched},
     packet::{Parsed, parse},
@@ -63,7 +63,7 @@ pub fn run(ctx: &BtfTracePointContext) {
             } else {
                 (&raw mut (*event).original).write(Tuple::default());
             }
-            if packet.untracked(key.pair.source[2] == MAPPED && key.pair.source[0] == 0) {
+            if packet.untracked(is_mapped(key.pair.source)) {
                 flags |= drop_flags::UNTRACKED;
             }
             (&raw mut (*event).socket).write(opener(packet, parsed.protocol, reply));

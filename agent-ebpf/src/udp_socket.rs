@@ -14,12 +14,9 @@ use weir_common::{ABSENT, Tuple, UdpEnd, counter, kind, udp_flags};
 
 use crate::{
     emit::{emit, header, now},
-    kernel::{UDP, bytes, copy, current, mapped, offset},
+    kernel::{AF_INET6, UDP, bytes, copy, current, mapped, offset},
     maps::{UDP_SOCKETS, count, watched},
 };
-
-/// `AF_INET6` of the UAPI.
-const AF_INET6: u16 = 10;
 
 #[inline(always)]
 pub fn created(ctx: &SockContext) {

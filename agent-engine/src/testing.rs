@@ -198,6 +198,7 @@ pub(crate) fn connect_owned(
             started: at(begun),
             established,
             reset,
+            cause_unknown: false,
             error,
             soft_error: 0,
             queued: None,

@@ -7,7 +7,7 @@
 //! | does not admit | none | `at-risk` (`unknown` after a loss) |
 //! | does not admit | established after the grace window | `unenforced` |
 //! | admits | policy-class drop or reject, after the grace window | `unexplained` |
-//! | admits | failed, after the grace window | `failing` (`unknown` after a loss, be it of drops alone: its drop may be what was lost) |
+//! | admits | failed, after the grace window | `failing` (`unknown` after a loss, be it of drops alone, or where drops cannot be seen: a drop may be the cause) |
 //! | admits | none | `silent` (`unknown` after a loss, or where nothing could be seen) |
 //! | admits | established | `verified` |
 //! | cannot be decided | anything | `unknown` |
@@ -55,7 +55,7 @@ pub struct Facts {
     pub in_grace: bool,
     /// Events were lost when they could have told something else.
     pub lost: bool,
-    /// The same of drops alone: every attempt was seen.
+    /// The same of drops alone, or no drop can be seen here: every attempt was seen.
     pub drops_lost: bool,
     /// Attempts of this pair can be seen: its port is watched, and no attempt was seen that could not be attributed.
     pub observable: bool,

@@ -188,6 +188,7 @@ fn what_waits_in_the_buffer_counts_before_the_clock_does() {
         started: at,
         established: false,
         reset: false,
+        cause_unknown: false,
         error: 0,
         soft_error: 0,
         queued: Some(QueuedError { origin: 2, kind: 3, code: 13 }),

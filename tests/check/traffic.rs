@@ -49,6 +49,7 @@ fn recording(path: &Path, connections: &[(&str, u16)]) {
             started: Time(at),
             established: true,
             reset: false,
+            cause_unknown: false,
             error: 0,
             soft_error: 0,
             queued: None,

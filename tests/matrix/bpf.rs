@@ -1,5 +1,5 @@
-//! The smallest BPF programs there are: two instructions that return a verdict, loaded and linked by bpf(2) itself, so that
-//! neither a compiler nor an object file is needed.
+//! The smallest BPF programs there are: a few instructions, loaded and linked by bpf(2) itself, so that neither a compiler nor
+//! an object file is needed.
 
 use std::ffi::CString;
 use std::io;
@@ -41,6 +41,9 @@ pub const CONNECT4: Verdict = Verdict { kind: 18, attach: 10, value: 0 };
 /// The same over IPv6.
 pub const CONNECT6: Verdict = Verdict { kind: 18, attach: 11, value: 0 };
 
+/// `BPF_PROG_TYPE_SOCK_OPS`, leaving everything as it is.
+pub const SOCK_OPS: Verdict = Verdict { kind: 13, attach: 3, value: 1 };
+
 /// `XDP_FLAGS_SKB_MODE`: generic, after the packet became an skb.
 pub const XDP_GENERIC: u32 = 2;
 /// `XDP_FLAGS_DRV_MODE`: the driver's own.
@@ -49,16 +52,27 @@ pub const XDP_NATIVE: u32 = 4;
 /// A loaded program that always returns its verdict.
 pub fn load(verdict: Verdict) -> Result<OwnedFd> {
     // r0 = VALUE; exit
-    let instructions: [u64; 2] = [0xb7 | u64::from(verdict.value) << 32, 0x95];
+    program(verdict, &[instruction(0xb7, 0, 0, verdict.value), instruction(0x95, 0, 0, 0)])
+}
+
+/// A loaded program of the verdict's kind, with these instructions.
+pub fn program(of: Verdict, instructions: &[u64]) -> Result<OwnedFd> {
     let license = c"GPL";
     let mut attributes = [0u32; 32];
-    attributes[0] = verdict.kind;
-    attributes[1] = 2;
+    attributes[0] = of.kind;
+    attributes[1] = u32::try_from(instructions.len())?;
     put(&mut attributes, 2, instructions.as_ptr() as u64);
     put(&mut attributes, 4, license.as_ptr() as u64);
     // prog_flags, name and ifindex are between: see union bpf_attr.
-    attributes[17] = verdict.attach;
+    attributes[17] = of.attach;
     bpf(PROG_LOAD, &attributes, 72).context("cannot load a BPF program")
+}
+
+/// One instruction: operation, registers (destination in the low four bits), offset, immediate value.
+pub const fn instruction(operation: u8, registers: u8, offset: i16, value: u32) -> u64 {
+    let [low, high] = offset.to_le_bytes();
+    let [a, b, c, d] = value.to_le_bytes();
+    u64::from_le_bytes([operation, registers, low, high, a, b, c, d])
 }
 
 /// Links a program to a device of the calling thread's namespace, or to a cgroup; it goes with the descriptor.

@@ -35,7 +35,21 @@ pub struct World {
 }
 
 impl World {
+    /// With every probe that the kernel can have.
     pub fn new() -> Result<Self> {
+        let world = Self::with(&ProbeSettings::default())?;
+        for status in world.probes.status() {
+            // What an older kernel does not have is no failure, and must be said so.
+            let lacks =
+                status.reason.as_deref().is_some_and(|reason| reason.starts_with("this kernel has no tracepoint"));
+            let optional = matches!(status.name, "socket_error" | "icmp_sent");
+            ensure!(status.active || optional && lacks, "{}: {:?}", status.name, status.reason);
+        }
+        Ok(world)
+    }
+
+    /// With what there is under these settings.
+    pub fn with(settings: &ProbeSettings) -> Result<Self> {
         let id = RunId::new()?;
         let names = ["client", "node", "server"].map(|name| id.name(name));
         let [client, node, server]: [Netns; 3] =
@@ -48,15 +62,8 @@ impl World {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let probes = {
             let _inside = runtime.enter();
-            Probes::load(&ProbeSettings::default())?
+            Probes::load(settings)?
         };
-        for status in probes.status() {
-            // What an older kernel does not have is no failure, and must be said so.
-            let lacks =
-                status.reason.as_deref().is_some_and(|reason| reason.starts_with("this kernel has no tracepoint"));
-            let optional = matches!(status.name, "socket_error" | "icmp_sent");
-            ensure!(status.active || optional && lacks, "{}: {:?}", status.name, status.reason);
-        }
         let decoder = probes.decoder();
         let ours = [&client, &node, &server].into_iter().map(inode).collect::<Result<_>>()?;
         Ok(Self { runtime, probes, decoder, client, node, server, ours })
@@ -71,7 +78,12 @@ impl World {
         while Instant::now() < until {
             self.runtime.block_on(self.probes.next_batch(&mut events))?;
         }
-        events.retain(|event| self.ours.contains(&netns(event)));
+        // An event that does not know its namespace is known by its client.
+        let ours = |event: &Event| match netns(event) {
+            0 => SERVERS.iter().any(|server| source(event) == bytes(client_of(server))),
+            known => self.ours.contains(&known),
+        };
+        events.retain(ours);
         for event in events.iter().take(50) {
             println!("{event:?}");
         }
@@ -80,6 +92,11 @@ impl World {
 
     pub fn attempt(&self, to: &str, port: u16, waiting: Waiting) -> Result<Outcome> {
         let attempt = Attempt { waiting, ..Attempt::new(Protocol::Tcp, address(to, port)?) };
+        Ok(attempt.run(&self.client)?.outcome)
+    }
+
+    pub fn attempt_for(&self, to: &str, port: u16, timeout: Duration) -> Result<Outcome> {
+        let attempt = Attempt { timeout, ..Attempt::new(Protocol::Tcp, address(to, port)?) };
         Ok(attempt.run(&self.client)?.outcome)
     }
 
@@ -168,6 +185,20 @@ pub fn netns(event: &Event) -> u32 {
         Event::SocketError(e) => e.netns,
         Event::IcmpSent(e) => e.netns,
         Event::AnswerRetransmit(e) => e.netns,
+    }
+}
+
+fn source(event: &Event) -> [u8; 16] {
+    match event {
+        Event::Start(e) => e.tuple.source,
+        Event::Retransmit(e) => e.tuple.source,
+        Event::End(e) => e.tuple.source,
+        Event::Accepted(e) => e.tuple.source,
+        Event::Drop(e) => e.tuple.source,
+        Event::UdpEnd(e) => e.tuple.source,
+        Event::SocketError(e) => e.tuple.source,
+        Event::IcmpSent(e) => e.tuple.source,
+        Event::AnswerRetransmit(e) => e.tuple.source,
     }
 }
 

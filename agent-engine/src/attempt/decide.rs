@@ -50,8 +50,13 @@ impl Ending {
         // The kernel gives up with ETIMEDOUT and leaves what it heard on the way in the soft error.
         let error = if matches!(e.error, 0 | ETIMEDOUT) && e.soft_error != 0 { e.soft_error } else { e.error };
         let answered = |answer| Self::Answered { at, answer, icmp, error };
+        let young = age.is_none_or(|a| a < Duration::from_secs(1));
         if e.reset {
             return answered(Answer::Reset);
+        }
+        // A peer that is silent for long has not answered, whatever ended it; of an early end nothing can be said.
+        if e.cause_unknown {
+            return Self::GaveUp { at, error: 0, hasty: retransmits == 0 && young };
         }
         if let Some(answer) = e.queued.and_then(icmp_answer) {
             return answered(answer);
@@ -62,10 +67,7 @@ impl Ending {
             ECONNRESET => answered(Answer::Reset),
             EACCES => answered(Answer::Prohibited),
             EHOSTUNREACH | ENETUNREACH | ENETDOWN | EHOSTDOWN => answered(Answer::Unreachable),
-            _ => {
-                let young = age.is_none_or(|a| a < Duration::from_secs(1));
-                Self::GaveUp { at, error, hasty: error != ETIMEDOUT && retransmits == 0 && young }
-            }
+            _ => Self::GaveUp { at, error, hasty: error != ETIMEDOUT && retransmits == 0 && young },
         }
     }
 

@@ -55,7 +55,7 @@ pub struct Attempt {
     pub dropped: Option<JoinedDrop>,
     /// The ICMP answer, as `(type, code)`.
     pub icmp: Option<(u8, u8)>,
-    /// `sk_err` at the end.
+    /// `sk_err` at the end; 0 where the probe cannot read it.
     pub error: i32,
     /// Retransmits of the SYN.
     pub retransmits: u32,

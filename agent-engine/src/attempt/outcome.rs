@@ -22,7 +22,7 @@ pub enum Outcome {
     Unreachable,
     /// The listener's queue was full.
     BacklogFull,
-    /// The application gave up before anything could be said.
+    /// It ended before anything could be said: the application gave up, or the probe cannot know why.
     Cancelled,
     /// A datagram without an answer.
     NoReply,

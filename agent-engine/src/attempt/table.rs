@@ -108,7 +108,9 @@ impl Attempts {
             self.close(&id);
             self.evicted += 1;
         }
-        self.insert((e.at, e.socket), Open::new(e.tuple, e.at, e.netns, Some(e.owner.clone())));
+        // Process 0 is the idle task: nobody, or a probe that cannot tell who.
+        let owner = Some(e.owner.clone()).filter(|owner| owner.pid != 0);
+        self.insert((e.at, e.socket), Open::new(e.tuple, e.at, e.netns, owner));
     }
 
     /// A SYN was sent again.

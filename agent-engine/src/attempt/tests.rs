@@ -27,6 +27,8 @@ enum Step {
     Icmp(u64, u8),
     /// At, sk_err.
     Error(u64, i32),
+    /// At; the probe cannot read why.
+    Closed(u64),
     Accepted(u64),
     Timeout(u64),
 }
@@ -60,6 +62,7 @@ fn end(at: u64, error: i32) -> AttemptEnd {
         started: ms(0),
         established: false,
         reset: false,
+        cause_unknown: false,
         error,
         soft_error: 0,
         queued: None,
@@ -110,6 +113,9 @@ fn run(steps: &[Step]) -> Vec<Attempt> {
                 attempts.end(ms(at), &AttemptEnd { queued, ..end(at, 0) });
             }
             Error(at, error) => attempts.end(ms(at), &AttemptEnd { retransmits, ..end(at, error) }),
+            Step::Closed(at) => {
+                attempts.end(ms(at), &AttemptEnd { retransmits, cause_unknown: true, ..end(at, 0) });
+            }
             Step::Accepted(at) => {
                 attempts.accepted(&Accepted { at: ms(at), tuple: tuple(BACKEND, 8443, 40_000), netns: 11 });
             }
@@ -178,6 +184,10 @@ fn outcome_of_what_the_kernel_did() {
         ("application gave up at once", &[Error(400, 0)], Cancelled),
         ("application gave up after a second", &[Error(1500, 0)], TimedOut),
         ("application gave up after a retransmit", &[Step::Retransmit(900, 1), Error(950, 0)], TimedOut),
+        ("ended early, nobody knows why", &[Step::Closed(400)], Cancelled),
+        ("ended after a second, nobody knows why", &[Step::Closed(1500)], TimedOut),
+        ("ended after a retransmit, nobody knows why", &[Step::Retransmit(900, 1), Step::Closed(950)], TimedOut),
+        ("policy drop, ended early, nobody knows why", &[Drop(0, NF.0, NF.1), Step::Closed(1)], Dropped),
         ("answer dropped, gave up", &[ReplyDrop(1, NF.0, NF.1), Error(2500, 110)], Dropped),
     ];
     for (name, steps, expected) in table {

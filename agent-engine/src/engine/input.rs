@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::settings::Unseen;
 use crate::cluster::{Key, Origin};
 use crate::observation::Observation;
 
@@ -47,6 +48,8 @@ pub enum Input {
         /// How many, since the last time.
         count: u64,
     },
+    /// Something cannot be seen on this node: its kernel does not take every probe.
+    Unseen(Unseen),
     /// The wall clock was set: from here on it is this far from the engine's, nanoseconds. What was seen before is shown by it
     /// too, as the clock was wrong then and not the events.
     WallClock {

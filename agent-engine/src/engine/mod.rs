@@ -27,7 +27,7 @@ use candidates::Candidates;
 pub use candidates::{Candidate, REPLACES};
 use held::{Held, Waiting};
 pub use input::Input;
-pub use settings::{Settings, WATCHED_PORTS};
+pub use settings::{Settings, Unseen, WATCHED_PORTS};
 use traffic::Traffic;
 
 use crate::attempt::{Attempt, Attempts};
@@ -36,11 +36,11 @@ use crate::identity::Identity;
 use crate::ledger::{Dirty, Ledger, Spans, is_policy};
 use crate::observation::Observation;
 use crate::policy::{Admission, Decision, Endpoint, Flow, Policies};
-use crate::requirement::{Catalogue, Pair, Resolver};
+use crate::requirement::{Catalogue, Pair, PairKey, Resolver};
 use crate::snapshot::Edit;
 pub use crate::snapshot::{Snapshot, Transition};
 pub use crate::time::Time;
-use crate::words::Name;
+use crate::words::{Name, Protocol};
 
 /// Changes of objects are taken together: judging once for all of them.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -103,6 +103,8 @@ impl Engine {
     #[must_use]
     pub fn with_catalogue(settings: Settings, catalogue: Catalogue) -> Self {
         let spans = Spans { window: settings.window, grace: settings.grace, wall_offset_ns: settings.wall_offset_ns };
+        let mut ledger = Ledger::new(spans, settings.max_pairs, settings.max_transitions);
+        ledger.drops_unseen = settings.unseen.drops;
         Self {
             cluster: Cluster::default(),
             policies: Policies::new(settings.profile),
@@ -111,7 +113,7 @@ impl Engine {
             identity: if settings.lookups { Identity::with_lookups() } else { Identity::default() },
             resolver: Resolver::new(catalogue, settings.max_learnt, &settings.nodes),
             attempts: Attempts::new(settings.max_attempts),
-            ledger: Ledger::new(spans, settings.max_pairs, settings.max_transitions),
+            ledger,
             dirty: Dirty::default(),
             unread: BTreeSet::new(),
             judge_at: None,
@@ -141,6 +143,7 @@ impl Engine {
             Input::Observe(observation) => self.observe(now, &observation),
             Input::Answered { address, somebody } => self.answered(now, address, somebody),
             Input::Lost { stage, count } => self.lost(now, &stage, count),
+            Input::Unseen(unseen) => self.unseen(now, unseen),
             Input::WallClock { offset_ns } => self.wall_clock(offset_ns),
             Input::Synced => self.synced(now),
             Input::Timeout => self.handle_timeout(now),
@@ -226,6 +229,15 @@ impl Engine {
         self.ledger.lost(stage, count, now);
         self.handle_timeout(now);
         self.ledger.tick(now);
+    }
+
+    /// Something cannot be seen on this node; the same as [`Input::Unseen`].
+    pub fn unseen(&mut self, now: Time, unseen: Unseen) {
+        self.settings.unseen = unseen;
+        self.ledger.drops_unseen = unseen.drops;
+        (self.dirty.topology, self.dirty.all) = (true, true);
+        self.judge_at = self.judge_at.or(Some(now));
+        self.handle_timeout(now);
     }
 
     /// The wall clock was set; the same as [`Input::WallClock`]. Nothing is judged by it.
@@ -399,10 +411,11 @@ impl Engine {
                 }
             }
         }
-        let watched = &self.watched;
+        let (watched, unseen) = (&self.watched, settings.unseen);
         let candidates = self.candidates.policies();
-        self.ledger
-            .update(now, cluster, &self.policies, candidates, pairs, &dirty, |pair| observable(cluster, watched, pair));
+        self.ledger.update(now, cluster, &self.policies, candidates, pairs, &dirty, |pair| {
+            observable(cluster, watched, unseen, pair)
+        });
         self.drain(now);
     }
 
@@ -423,8 +436,16 @@ impl Engine {
 }
 
 /// Whether attempts of a pair can be seen and told apart here.
-fn observable(cluster: &Cluster, watched: &BTreeSet<u16>, pair: &Pair) -> Result<(), String> {
-    let port = pair.key.port;
+fn observable(cluster: &Cluster, watched: &BTreeSet<u16>, unseen: Unseen, pair: &Pair) -> Result<(), String> {
+    let PairKey { port, protocol, .. } = pair.key;
+    let blind = match protocol {
+        Protocol::Tcp => unseen.tcp,
+        Protocol::Udp => unseen.udp,
+        Protocol::Sctp => true,
+    };
+    if blind {
+        return Err(format!("no probe of this node sees {protocol} attempts; `weir doctor` says why"));
+    }
     if !watched.contains(&port) {
         return Err(format!("port {port} is not watched"));
     }

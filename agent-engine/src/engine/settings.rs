@@ -10,6 +10,18 @@ use crate::policy::Profile;
 pub const WATCHED_PORTS: [u16; 14] =
     [53, 80, 443, 6443, 8080, 8443, 15008, 15010, 15012, 15014, 15017, 15020, 15021, 15090];
 
+/// What no probe shows on this node: of that, absence proves nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Unseen {
+    /// TCP attempts.
+    pub tcp: bool,
+    /// UDP queries and whether they are answered.
+    pub udp: bool,
+    /// Dropped packets: what fails here may fail by a rule.
+    pub drops: bool,
+}
+
 /// The engine's settings. Part of a recording: the same settings and inputs give the same outputs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -32,6 +44,8 @@ pub struct Settings {
     /// Not every pod and node is among the objects, and others are looked up by address: an address that none of them has is
     /// unknown, never outside of the cluster, until the answer says so.
     pub lookups: bool,
+    /// What cannot be seen here.
+    pub unseen: Unseen,
     /// Whose reading of the NetworkPolicy specification decides.
     pub profile: Profile,
     /// How long an end learnt from traffic is kept without being seen again.
@@ -59,6 +73,7 @@ impl Default for Settings {
             nodes: Vec::new(),
             flows: Vec::new(),
             lookups: false,
+            unseen: Unseen::default(),
             profile: Profile::default(),
             learnt_for: Duration::from_secs(3_600),
             max_pairs: 20_000,

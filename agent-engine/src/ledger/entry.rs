@@ -28,6 +28,8 @@ pub struct Conditions {
     pub lost_at: Option<Time>,
     /// When events of drops, and nothing else, were last lost.
     pub drops_lost_at: Option<Time>,
+    /// No drop can be seen on this node.
+    pub drops_unseen: bool,
     /// All initial objects are in.
     pub synced: bool,
 }
@@ -173,7 +175,7 @@ impl Entry {
             evidence: Evidence::None,
             in_grace: false,
             lost: lost.is_some(),
-            drops_lost: drops_lost.is_some(),
+            drops_lost: c.drops_unseen || drops_lost.is_some(),
             observable: seen_all,
         };
         if !c.synced {
@@ -184,7 +186,7 @@ impl Entry {
             let (evidence, seen, in_grace) = slot.evidence(c.now, oldest);
             let seen = seen?;
             let lost = lost.is_some_and(|at| seen.attempt.started <= at);
-            let drops_lost = drops_lost.is_some_and(|at| seen.attempt.started <= at);
+            let drops_lost = c.drops_unseen || drops_lost.is_some_and(|at| seen.attempt.started <= at);
             let facts = Facts { admission: slot.admission, evidence, in_grace, lost, drops_lost, observable: seen_all };
             // What is put down to lag counts as nothing, not as an instance that is fine.
             (!in_grace).then(|| (verdict(&facts), Some((instance, seen))))

@@ -56,7 +56,11 @@ pub fn evidence_line(entry: &Entry, c: &Conditions, state: State, seen: Option<(
         (State::Unexplained, Some(seen)) => format!("{seen}; the policies admit it"),
         (State::Verified | State::Failing, Some(seen)) => seen,
         (State::Unknown, Some(seen)) if entry.judged.admission != Admission::Undecidable => {
-            format!("{seen}; events were lost, so the cause may have been too")
+            let why = match c.drops_unseen {
+                true => "no probe of this node sees drops, so a rule may be the cause",
+                false => "events were lost, so the cause may have been too",
+            };
+            format!("{seen}; {why}")
         }
         (State::Unknown, _) => unknown_line(entry, c),
         (State::AtRisk, _) => format!("no attempt seen; {}", decision_line(entry)),

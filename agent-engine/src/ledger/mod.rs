@@ -94,6 +94,8 @@ pub struct Ledger {
     index: BTreeMap<(End, End, Protocol, u16), Vec<PairKey>>,
     lost_at: Option<Time>,
     drops_lost_at: Option<Time>,
+    /// No drop can be seen on this node.
+    pub drops_unseen: bool,
     synced: bool,
     overflow: u64,
     waiting: VecDeque<Transition>,
@@ -115,6 +117,7 @@ impl Ledger {
             index: BTreeMap::new(),
             lost_at: None,
             drops_lost_at: None,
+            drops_unseen: false,
             synced: false,
             overflow: 0,
             waiting: VecDeque::new(),
@@ -296,6 +299,7 @@ impl Ledger {
             window: self.spans.window,
             lost_at: self.lost_at,
             drops_lost_at: self.drops_lost_at,
+            drops_unseen: self.drops_unseen,
             synced: self.synced,
         }
     }

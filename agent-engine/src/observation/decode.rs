@@ -39,6 +39,7 @@ impl Observation {
                 started: Time(e.started),
                 established: e.flags & end_flags::ESTABLISHED != 0,
                 reset: e.flags & end_flags::RESET != 0,
+                cause_unknown: e.flags & end_flags::CAUSE_UNKNOWN != 0,
                 error: e.error,
                 soft_error: e.soft_error,
                 queued: queued(e.flags, e.error_origin, e.error_type, e.error_code),

@@ -122,6 +122,9 @@ pub struct AttemptEnd {
     pub established: bool,
     /// An RST was received in SYN_SENT.
     pub reset: bool,
+    /// The probe could not read why it failed: `error`, `soft_error` and `queued` say nothing.
+    #[serde(default)]
+    pub cause_unknown: bool,
     /// `sk_err`, a positive errno or 0.
     pub error: i32,
     /// `sk_err_soft`, a positive errno or 0.

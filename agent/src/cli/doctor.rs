@@ -17,8 +17,10 @@ pub use engine::{Engine, Network};
 use crate::outputs::{ProbeView, socket};
 use crate::probes::{self, ProbeSettings, host, symbols};
 
-/// Without these the agent has nothing to tell.
+/// Without these the agent has nothing to tell, unless [`STAND_IN`] is on.
 const ESSENTIAL: [&str; 2] = ["tcp_state", "packet_drop"];
+/// Sees TCP attempts where the kernel has no BTF. Drops are for nobody to see there: a lack that cannot be mended.
+const STAND_IN: &str = "tcp_callback";
 
 /// What the agent does without a probe.
 fn without(probe: &str) -> &'static str {
@@ -29,6 +31,9 @@ fn without(probe: &str) -> &'static str {
         "reset_received" => "; over IPv6 a reset cannot be told from an ICMP error",
         "syn_retransmit" => "; hanging attempts are told late, and their source port only at their end",
         "udp_create" | "udp_release" => "; UDP queries without reply stay unseen",
+        "packet_drop" => "; no drop is seen: nothing is called denied, and what fails is predicted or unknown",
+        "tcp_state" => "; why an attempt failed, who made it and in which network namespace stays unknown",
+        STAND_IN => "; no TCP attempt is seen",
         _ => "",
     }
 }
@@ -44,8 +49,11 @@ pub struct DoctorReport {
     pub probes_embedded: bool,
     /// Where the kernel's BTF is expected.
     pub btf: PathBuf,
-    /// Is it there?
+    /// Is it there, and can it be read?
     pub btf_present: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub btf_error: Option<String>,
     /// `none`, `integrity`, `confidentiality`; absent if the kernel does not say.
     pub lockdown: Option<String>,
     /// Capabilities that this process lacks.
@@ -82,10 +90,11 @@ pub fn report(settings: &ProbeSettings, agent: &Path) -> DoctorReport {
         },
     };
     // Even where nothing can be loaded the types may be readable.
-    let types = types.or_else(|| probes::btf::KernelTypes::read(&settings.btf).ok());
+    let types = types.map_or_else(|| probes::btf::KernelTypes::read(&settings.btf), Ok);
+    let types = types.unwrap_or_else(probes::btf::KernelTypes::unreadable);
     let kernel = engine::Kernel {
-        reasons: types.as_ref().is_some_and(|t| t.layout.has_drop_reason == 1),
-        open_vswitch: types.as_ref().is_some_and(|t| t.drop_reasons.values().any(|r| r.starts_with("OVS_DROP"))),
+        reasons: types.layout.has_drop_reason == 1,
+        open_vswitch: types.drop_reasons.values().any(|r| r.starts_with("OVS_DROP")),
     };
     DoctorReport {
         network: Network::look(Path::new("/"), kernel),
@@ -94,14 +103,15 @@ pub fn report(settings: &ProbeSettings, agent: &Path) -> DoctorReport {
         architecture: std::env::consts::ARCH,
         probes_embedded: probes::embedded(),
         btf: settings.btf.clone(),
-        btf_present: settings.btf.exists(),
+        btf_present: types.unreadable.is_none(),
+        btf_error: types.unreadable.map(|why| why.reason),
         lockdown: host::lockdown(),
         missing_capabilities: host::missing_capabilities(),
         cgroup: settings.cgroup.clone().or_else(probes::root_cgroup),
         kernel_symbols: symbols::readable(&settings.kallsyms),
-        drop_reasons: types.as_ref().filter(|t| t.layout.has_drop_reason == 1).map_or(0, |t| t.drop_reasons.len()),
-        conntrack: types.as_ref().is_some_and(|t| t.layout.conn_original != weir_common::ABSENT),
-        missing_members: types.map(|t| t.missing).unwrap_or_default(),
+        drop_reasons: if types.layout.has_drop_reason == 1 { types.drop_reasons.len() } else { 0 },
+        conntrack: types.layout.conn_original != weir_common::ABSENT,
+        missing_members: types.missing,
         probes: statuses,
         error,
     }
@@ -111,8 +121,30 @@ impl DoctorReport {
     /// 0 if the agent can do its work here, 2 if not.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        let active = |name: &str| self.probes.iter().any(|probe| probe.name == name && probe.active);
-        if ESSENTIAL.into_iter().all(active) { 0 } else { 2 }
+        if self.stands_in() || ESSENTIAL.into_iter().all(|name| self.active(name)) { 0 } else { 2 }
+    }
+
+    fn active(&self, name: &str) -> bool {
+        self.probes.iter().any(|probe| probe.name == name && probe.active)
+    }
+
+    /// The agent works, and sees TCP attempts by other means, and less of them.
+    fn stands_in(&self) -> bool {
+        self.active(STAND_IN)
+    }
+
+    fn btf(&self) -> Line<'_> {
+        let path = self.btf.display();
+        let Some(error) = self.btf_error.as_ref().filter(|_| !self.btf_present) else {
+            return Line::fine("BTF", path.to_string());
+        };
+        let instead = if self.stands_in() {
+            format!("; {STAND_IN} stands in for tcp_state and syn_retransmit")
+        } else {
+            String::new()
+        };
+        let text = format!("{path}: {error}: needs a kernel with CONFIG_DEBUG_INFO_BTF=y, and /sys{instead}");
+        Line { mark: if self.stands_in() { Mark::Weak } else { Mark::Missing }, name: "BTF", text }
     }
 
     fn capabilities(&self) -> Line<'_> {
@@ -137,12 +169,7 @@ impl DoctorReport {
                 "built in".to_owned(),
                 "not built into this agent: run `cargo xtask build-ebpf`, then build again".to_owned(),
             ),
-            Line::or_missing(
-                self.btf_present,
-                "BTF",
-                self.btf.display().to_string(),
-                format!("{} is missing: needs a kernel with CONFIG_DEBUG_INFO_BTF=y, and /sys", self.btf.display()),
-            ),
+            self.btf(),
             Line::or_missing(
                 !confidential,
                 "lockdown",
@@ -162,19 +189,22 @@ impl DoctorReport {
                 "drops are told by the function that dropped".to_owned(),
                 "no addresses: needs CAP_SYSLOG and kernel.kptr_restrict below 2; drops without a reason stay unclassified",
             ),
-            Line::or_weak(
+        ];
+        // Without BTF there are no drops to tell of.
+        if self.btf_present {
+            lines.push(Line::or_weak(
                 self.drop_reasons > 0,
                 "drop reasons",
                 format!("{} names", self.drop_reasons),
                 "not in this kernel: drops are classified by location alone",
-            ),
-            Line::or_weak(
+            ));
+            lines.push(Line::or_weak(
                 self.conntrack,
                 "conntrack",
                 "drops carry the tuple before service translation".to_owned(),
                 "layout unknown: service addresses are resolved by endpoints alone",
-            ),
-        ];
+            ));
+        }
         if !self.missing_members.is_empty() {
             lines.push(Line { mark: Mark::Weak, name: "missing types", text: self.missing_members.join(", ") });
         }
@@ -184,7 +214,8 @@ impl DoctorReport {
         lines.extend(self.probes.iter().map(|probe| match &probe.reason {
             None => Line::fine(&probe.name, probe.hook.clone()),
             Some(reason) => {
-                let mark = if ESSENTIAL.contains(&&*probe.name) { Mark::Missing } else { Mark::Weak };
+                let essential = ESSENTIAL.contains(&&*probe.name) || probe.name == STAND_IN;
+                let mark = if essential && !self.stands_in() { Mark::Missing } else { Mark::Weak };
                 let text = format!("{}: {reason}{}", probe.hook, without(&probe.name));
                 Line { mark, name: &probe.name, text }
             }
@@ -274,12 +305,16 @@ impl fmt::Display for DoctorReport {
                 writeln!(f, "{}", line.trim_end())?;
             }
         }
-        let able = match (self.exit_code(), &self.agent) {
-            (0, None) => "weir can work on this node. Next: weir run",
-            (0, Some(_)) => "weir can work on this node. Next: weir status",
-            _ => "weir cannot work on this node yet. Next: mend what is MISSING, and ask again",
+        if self.exit_code() != 0 {
+            return writeln!(f, "weir cannot work on this node yet. Next: mend what is MISSING, and ask again");
+        }
+        let able = if self.stands_in() {
+            "weir can work on this node without BTF: it sees connections, and no drop or UDP"
+        } else {
+            "weir can work on this node"
         };
-        writeln!(f, "{able}")
+        let next = if self.agent.is_some() { "weir status" } else { "weir run" };
+        writeln!(f, "{able}. Next: {next}")
     }
 }
 
@@ -329,6 +364,7 @@ mod tests {
             probes_embedded: true,
             btf: "/sys/kernel/btf/vmlinux".into(),
             btf_present: true,
+            btf_error: None,
             lockdown: Some("none".to_owned()),
             missing_capabilities: Vec::new(),
             cgroup: Some("/sys/fs/cgroup".into()),
@@ -350,7 +386,10 @@ mod tests {
         type Lack = fn(&mut DoctorReport);
         let lacks: [(Lack, &str); 6] = [
             (|r| r.probes_embedded = false, "cargo xtask build-ebpf"),
-            (|r| r.btf_present = false, "CONFIG_DEBUG_INFO_BTF=y"),
+            (
+                |r| (r.btf_present, r.btf_error) = (false, Some("No such file or directory".to_owned())),
+                "CONFIG_DEBUG_INFO_BTF=y",
+            ),
             (|r| r.lockdown = Some("confidentiality".to_owned()), "lockdown=integrity"),
             (|r| r.missing_capabilities = vec!["CAP_BPF"], "CAP_BPF"),
             (|r| r.cgroup = None, "mount the host's /sys/fs/cgroup"),
@@ -374,12 +413,47 @@ mod tests {
     }
 
     #[test]
+    fn without_btf_what_stands_in_and_what_is_lost_is_said() {
+        let mut report = healthy();
+        (report.btf_present, report.btf_error) = (false, Some("No such file or directory".to_owned()));
+        let off = |name: &str| ProbeView {
+            name: name.to_owned(),
+            hook: "a:b".to_owned(),
+            active: false,
+            reason: Some("it needs the kernel's BTF".to_owned()),
+        };
+        report.probes = vec![off("tcp_state"), off(STAND_IN), off("packet_drop"), off("udp_release")];
+        assert_eq!(report.exit_code(), 2, "nothing is seen at all");
+        assert!(report.to_string().contains("\nMISSING tcp_callback"), "{report}");
+        (report.probes[1].active, report.probes[1].reason) = (true, None);
+        assert_eq!(report.exit_code(), 0);
+        let page = report.to_string();
+        assert!(!page.contains("MISSING") && page.contains("\nok      tcp_callback      a:b\n"), "{page}");
+        let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
+        for said in [
+            "weak BTF /sys/kernel/btf/vmlinux: No such file or directory: needs a kernel with CONFIG_DEBUG_INFO_BTF=y, and /sys; \
+             tcp_callback stands in for tcp_state and syn_retransmit",
+            "weak packet_drop a:b: it needs the kernel's BTF; no drop is seen: nothing is called denied",
+            "weak tcp_state a:b: it needs the kernel's BTF; why an attempt failed",
+            "UDP queries without reply stay unseen",
+            "weir can work on this node without BTF: it sees connections, and no drop or UDP. Next: weir run",
+        ] {
+            assert!(page.contains(said), "{said}\n{page}");
+        }
+    }
+
+    #[test]
     fn an_empty_place_is_reported_not_hidden() {
         let nowhere = |name: &str| PathBuf::from("/nowhere").join(name);
-        let settings =
-            ProbeSettings { btf: nowhere("vmlinux"), kallsyms: nowhere("kallsyms"), ..ProbeSettings::default() };
+        let settings = ProbeSettings {
+            btf: nowhere("vmlinux"),
+            kallsyms: nowhere("kallsyms"),
+            cgroup: Some(nowhere("cgroup")),
+            ..ProbeSettings::default()
+        };
         let report = report(&settings, Path::new("/nowhere/weir.sock"));
-        assert!(!report.btf_present && !report.kernel_symbols && report.error.is_some());
+        assert!(!report.btf_present && !report.kernel_symbols, "{report}");
+        assert!(report.probes.iter().all(|probe| !probe.active), "{report}");
         assert_eq!(report.exit_code(), 2);
     }
 }

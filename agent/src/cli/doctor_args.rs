@@ -23,6 +23,10 @@ pub struct Doctor {
     #[arg(long, short, value_enum, value_name = "FORMAT", default_value_t)]
     output: Output,
 
+    /// The kernel's type information, for a kernel that keeps it elsewhere
+    #[arg(long, value_name = "PATH", default_value = "/sys/kernel/btf/vmlinux")]
+    btf: PathBuf,
+
     /// Unix socket of the agent
     #[arg(long, value_name = "PATH", default_value = socket::DEFAULT_PATH, env = "WEIR_SOCKET")]
     socket: PathBuf,
@@ -37,8 +41,8 @@ Exit codes: 0 the agent can work here, 2 it cannot.";
 impl Doctor {
     /// Looks and prints.
     pub fn run(self) -> anyhow::Result<Exit> {
-        let Self { output, socket } = self;
-        let report = report(&ProbeSettings::default(), &socket);
+        let Self { output, btf, socket } = self;
+        let report = report(&ProbeSettings { btf, ..ProbeSettings::default() }, &socket);
         match output {
             Output::Table => out::print(&page(&report))?,
             Output::Json => out::json(&report)?,

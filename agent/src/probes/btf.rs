@@ -16,10 +16,12 @@ pub struct KernelTypes {
     pub missing: Vec<&'static str>,
     /// Value → name without `SKB_DROP_REASON_`, of all subsystems whose enums are in the BTF.
     pub drop_reasons: BTreeMap<u32, String>,
+    /// Why nothing is known at all.
+    pub unreadable: Option<BtfUnreadable>,
 }
 
 /// Why the kernel's types could not be read.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{path}: {reason}")]
 pub struct BtfUnreadable {
     /// The file.
@@ -36,7 +38,13 @@ impl KernelTypes {
     pub fn read(path: &Path) -> Result<Self, BtfUnreadable> {
         let kernel = Kernel::open(path)?;
         let (layout, missing) = layout(&kernel);
-        Ok(Self { layout, missing, drop_reasons: drop_reasons(&kernel) })
+        Ok(Self { layout, missing, drop_reasons: drop_reasons(&kernel), unreadable: None })
+    }
+
+    /// Of a kernel whose types cannot be read: nothing is known.
+    #[must_use]
+    pub fn unreadable(why: BtfUnreadable) -> Self {
+        Self { layout: Layout::UNKNOWN, missing: Vec::new(), drop_reasons: BTreeMap::new(), unreadable: Some(why) }
     }
 }
 

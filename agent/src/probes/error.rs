@@ -1,6 +1,8 @@
 //! Why the probes cannot be loaded at all. Each message says what to do.
 
-use std::{io, path::PathBuf};
+use std::io;
+
+use super::btf::BtfUnreadable;
 
 /// Why the probes could not be loaded at all. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -8,17 +10,19 @@ pub enum ProbeError {
     /// Built without the probes.
     #[error("this build holds no probes: run `cargo xtask build-ebpf`, then build again")]
     Stub,
-    /// No BTF, or unreadable.
-    #[error("{path}: {reason}: the kernel must have CONFIG_DEBUG_INFO_BTF=y and /sys must be mounted")]
+    /// No BTF, or unreadable, and what does without cannot be loaded either.
+    #[error(
+        "{btf}: the kernel must have CONFIG_DEBUG_INFO_BTF=y and /sys must be mounted; tcp_callback, which does without, failed too: {stand_in}"
+    )]
     NoBtf {
-        /// Where it was looked for.
-        path: PathBuf,
-        /// What happened.
-        reason: String,
+        /// Where it was looked for, and what happened.
+        btf: BtfUnreadable,
+        /// Why the probe that stands in for others is not on.
+        stand_in: String,
     },
     /// Not root and not enough capabilities.
     #[error(
-        "missing {missing}: run as root, or grant CAP_BPF, CAP_PERFMON (probes), CAP_NET_ADMIN (UDP) and CAP_SYSLOG (names of kernel functions)"
+        "missing {missing}: run as root, or grant CAP_BPF, CAP_PERFMON (probes), CAP_NET_ADMIN (cgroup hooks: UDP, and TCP where there is no BTF) and CAP_SYSLOG (names of kernel functions)"
     )]
     Capabilities {
         /// `CAP_BPF, CAP_PERFMON`.

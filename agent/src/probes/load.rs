@@ -10,159 +10,46 @@ use std::{
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{Array, MapData},
-    programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, ProgramError},
+    programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, ProgramError, SockOps},
 };
 use weir_common::{ABSENT, Layout};
 
-use super::{ProbeError, ProbeSettings, ProbeStatus, btf::KernelTypes, symbols};
+use super::{
+    ProbeError, ProbeSettings, ProbeStatus,
+    btf::{BtfUnreadable, KernelTypes},
+    host,
+    programs::{Hook, PROGRAMS, Program},
+    symbols,
+};
 
-/// How a program meets the kernel.
-enum Hook {
-    /// A BTF tracepoint: subsystem and name.
-    Tracepoint(&'static str, &'static str),
-    /// A cgroup hook at the root of the v2 hierarchy.
-    RootCgroup(&'static str),
+/// What the kernel says of its types.
+pub(super) struct Known {
+    pub types: KernelTypes,
+    /// Only to resolve the tracepoints' type ids; large.
+    btf: Btf,
 }
 
-struct Program {
-    name: &'static str,
-    /// Where events count as lost when the kernel skips the program.
-    stage: &'static str,
-    hook: Hook,
-    /// Members of [`Layout`] without which the program would read the wrong memory.
-    needs: fn(&Layout) -> Vec<u32>,
+impl Known {
+    pub fn read(path: &Path) -> Result<Self, BtfUnreadable> {
+        let types = KernelTypes::read(path)?;
+        let btf = Btf::parse_file(path, aya::Endianness::default())
+            .map_err(|error| BtfUnreadable { path: path.display().to_string(), reason: error.to_string() })?;
+        Ok(Self { types, btf })
+    }
 }
 
-const PROGRAMS: [Program; 9] = [
-    Program {
-        name: "tcp_state",
-        stage: "recursion-tcp-state",
-        hook: Hook::Tracepoint("sock", "inet_sock_set_state"),
-        needs: attempt_members,
-    },
-    Program {
-        name: "syn_retransmit",
-        stage: "recursion-syn-retransmit",
-        hook: Hook::Tracepoint("tcp", "tcp_retransmit_skb"),
-        needs: sock_members,
-    },
-    Program {
-        name: "reset_received",
-        stage: "recursion-reset-received",
-        hook: Hook::Tracepoint("tcp", "tcp_receive_reset"),
-        needs: sock_members,
-    },
-    Program {
-        name: "packet_drop",
-        stage: "drop-recursion",
-        hook: Hook::Tracepoint("skb", "kfree_skb"),
-        needs: packet_members,
-    },
-    Program {
-        name: "socket_error",
-        stage: "recursion-socket-error",
-        hook: Hook::Tracepoint("sock", "inet_sk_error_report"),
-        needs: attempt_members,
-    },
-    Program {
-        name: "icmp_sent",
-        stage: "recursion-icmp-sent",
-        hook: Hook::Tracepoint("icmp", "icmp_send"),
-        needs: packet_members,
-    },
-    Program {
-        name: "answer_retransmit",
-        stage: "recursion-answer-retransmit",
-        hook: Hook::Tracepoint("tcp", "tcp_retransmit_synack"),
-        needs: sock_members,
-    },
-    Program {
-        name: "udp_create",
-        stage: "recursion-udp-create",
-        hook: Hook::RootCgroup("sock_create"),
-        needs: |_| Vec::new(),
-    },
-    Program {
-        name: "udp_release",
-        stage: "recursion-udp-release",
-        hook: Hook::RootCgroup("sock_release"),
-        needs: datagram_members,
-    },
-];
-
-/// Programs with the name of their stage.
-pub(super) fn stages() -> impl Iterator<Item = (&'static str, &'static str)> {
-    PROGRAMS.iter().map(|program| (program.name, program.stage))
-}
-
-fn sock_members(layout: &Layout) -> Vec<u32> {
-    let l = layout;
-    vec![
-        l.sock_family,
-        l.sock_state,
-        l.sock_num,
-        l.sock_dport,
-        l.sock_daddr,
-        l.sock_rcv_saddr,
-        l.sock_net,
-        l.sock_protocol,
-        l.tcp_sport,
-        l.net_inum,
-    ]
-}
-
-fn attempt_members(layout: &Layout) -> Vec<u32> {
-    let l = layout;
-    let own = [l.sock_err, l.sock_err_soft, l.sock_error_tail, l.sock_error_len, l.skb_error];
-    [sock_members(layout), own.to_vec()].concat()
-}
-
-fn packet_members(layout: &Layout) -> Vec<u32> {
-    let l = layout;
-    vec![
-        l.skb_head,
-        l.skb_network_header,
-        l.skb_tail,
-        l.skb_dev,
-        l.skb_sock,
-        l.skb_dst,
-        l.dst_dev,
-        l.dev_index,
-        l.dev_net,
-        l.net_inum,
-        l.sock_net,
-        l.sock_state,
-    ]
-}
-
-fn datagram_members(layout: &Layout) -> Vec<u32> {
-    let l = layout;
-    vec![
-        l.sock_family,
-        l.sock_num,
-        l.sock_dport,
-        l.sock_daddr,
-        l.sock_rcv_saddr,
-        l.sock_net,
-        l.sock_err,
-        l.sock_incoming_cpu,
-        l.net_inum,
-    ]
-}
-
-/// Creates the maps, fills in the read-only data and the ports, then loads and attaches program by program.
+/// Creates the maps, fills in the read-only data and the ports, then loads and attaches program by program. Without BTF only
+/// those that need none.
 pub(super) fn load(
     object: &[u8],
-    types: &KernelTypes,
+    known: Option<&Known>,
     settings: &ProbeSettings,
 ) -> Result<(Ebpf, Vec<ProbeStatus>), ProbeError> {
     lift_memory_limit();
-    let layout = weir_common::bytes_of(&types.layout);
+    let layout = known.map_or(Layout::UNKNOWN, |known| known.types.layout);
+    let layout = weir_common::bytes_of(&layout);
     let conntrack = symbols::addresses(&settings.kallsyms, ["ipv4_conntrack_in", "ipv6_conntrack_in"]);
     let conntrack = conntrack.map(u64::to_ne_bytes).concat();
-    // Only to resolve the tracepoints' type ids; dropped at the end, it is large.
-    let btf = Btf::parse_file(&settings.btf, aya::Endianness::default())
-        .map_err(|error| ProbeError::NoBtf { path: settings.btf.clone(), reason: error.to_string() })?;
     let attempts = (256 * u32::try_from(aya::util::nr_cpus().unwrap_or(1)).unwrap_or(1)).max(16384);
     let mut ebpf = EbpfLoader::new()
         .btf(None)
@@ -174,17 +61,20 @@ pub(super) fn load(
         .load(object)
         .map_err(|error| refused(&error))?;
     watch(&mut ebpf, &settings.ports)?;
-    let statuses = PROGRAMS
-        .iter()
-        .map(|program| {
-            let outcome = attach(&mut ebpf, program, &btf, &types.layout, settings);
-            let hook = match program.hook {
-                Hook::Tracepoint(subsystem, name) => format!("{subsystem}:{name}"),
-                Hook::RootCgroup(name) => format!("cgroup:{name}"),
-            };
-            ProbeStatus { name: program.name, hook, active: outcome.is_ok(), reason: outcome.err() }
-        })
-        .collect();
+    let mut statuses: Vec<ProbeStatus> = Vec::new();
+    for program in &PROGRAMS {
+        let active = |name: &str| statuses.iter().any(|probe| probe.name == name && probe.active);
+        if program.stands_in_for.iter().any(|name| active(name)) {
+            continue;
+        }
+        let stand_in = PROGRAMS.iter().find(|other| other.stands_in_for.contains(&program.name) && active(other.name));
+        let outcome = match stand_in {
+            Some(stand_in) => Err(format!("{} stands in for it", stand_in.name)),
+            None => attach(&mut ebpf, program, known, settings),
+        };
+        let hook = program.hook.to_string();
+        statuses.push(ProbeStatus { name: program.name, hook, active: outcome.is_ok(), reason: outcome.err() });
+    }
     Ok((ebpf, statuses))
 }
 
@@ -210,14 +100,11 @@ pub(super) fn watch(ebpf: &mut Ebpf, ports: &BTreeSet<u16>) -> Result<(), ProbeE
     Ok(())
 }
 
-fn attach(
-    ebpf: &mut Ebpf,
-    program: &Program,
-    btf: &Btf,
-    layout: &Layout,
-    settings: &ProbeSettings,
-) -> Result<(), String> {
-    if (program.needs)(layout).contains(&ABSENT) {
+fn attach(ebpf: &mut Ebpf, program: &Program, known: Option<&Known>, settings: &ProbeSettings) -> Result<(), String> {
+    const NO_BTF: &str = "it needs the kernel's BTF";
+    if let Some(needs) = program.needs
+        && needs(&known.ok_or(NO_BTF)?.types.layout).contains(&ABSENT)
+    {
         return Err("this kernel's BTF lacks a struct member that the probe reads".to_owned());
     }
     let loaded =
@@ -225,28 +112,44 @@ fn attach(
     match program.hook {
         Hook::Tracepoint(subsystem, tracepoint) => {
             let loaded: &mut BtfTracePoint = loaded.try_into().map_err(|error| explain(&error))?;
-            loaded.load(tracepoint, btf).map_err(|error| match error {
+            loaded.load(tracepoint, &known.ok_or(NO_BTF)?.btf).map_err(|error| match error {
                 // Only its type is looked up there.
                 ProgramError::Btf(_) => format!("this kernel has no tracepoint {subsystem}:{tracepoint}"),
                 error => explain(&error),
             })?;
             loaded.attach().map_err(|error| explain(&error))?;
         }
-        Hook::RootCgroup(_) => {
-            let root = match &settings.cgroup {
-                Some(path) => path.clone(),
-                None => root_cgroup().ok_or(
-                    "the root of cgroup v2 is not mounted here (in a container: mount the host's /sys/fs/cgroup)",
-                )?,
-            };
-            let folder = File::open(&root).map_err(|error| format!("{}: {error}", root.display()))?;
+        // A link always shares its hook with others; a mode that says so is refused (EINVAL) by bpf_link_create.
+        Hook::Socket(_) => {
+            let folder = open_root_cgroup(settings)?;
             let loaded: &mut CgroupSock = loaded.try_into().map_err(|error| explain(&error))?;
-            loaded.load().map_err(|error| explain(&error))?;
-            // A link always shares the hook with others; a mode that says so is refused (EINVAL) by bpf_link_create.
-            loaded.attach(folder, CgroupAttachMode::Single).map_err(|error| explain(&error))?;
+            loaded.load().map_err(|error| explain_cgroup(&error))?;
+            loaded.attach(folder, CgroupAttachMode::Single).map_err(|error| explain_cgroup(&error))?;
+        }
+        Hook::Callbacks => {
+            let folder = open_root_cgroup(settings)?;
+            let loaded: &mut SockOps = loaded.try_into().map_err(|error| explain(&error))?;
+            loaded.load().map_err(|error| explain_cgroup(&error))?;
+            loaded.attach(folder, CgroupAttachMode::Single).map_err(|error| explain_cgroup(&error))?;
         }
     }
     Ok(())
+}
+
+fn open_root_cgroup(settings: &ProbeSettings) -> Result<File, String> {
+    let root = settings
+        .cgroup
+        .clone()
+        .or_else(root_cgroup)
+        .ok_or("the root of cgroup v2 is not mounted here (in a container: mount the host's /sys/fs/cgroup)")?;
+    File::open(&root).map_err(|error| format!("{}: {error}", root.display()))
+}
+
+/// Cgroup hooks take a capability that the others do not.
+fn explain_cgroup(error: &ProgramError) -> String {
+    let reason = explain(error);
+    let lacks = host::missing_capabilities().contains(&"CAP_NET_ADMIN");
+    if lacks { format!("{reason}: grant CAP_NET_ADMIN") } else { reason }
 }
 
 /// Where the root of the cgroup v2 hierarchy is mounted, by `/proc/self/mountinfo`.

@@ -26,6 +26,7 @@ mod decode;
 mod error;
 pub mod host;
 mod load;
+mod programs;
 mod skips;
 pub mod symbols;
 
@@ -159,12 +160,9 @@ fn attach(settings: &ProbeSettings) -> Result<(Ebpf, Vec<ProbeStatus>, btf::Kern
         return Err(ProbeError::Stub);
     }
     host::require_capabilities()?;
-    if !settings.btf.exists() {
-        return Err(ProbeError::NoBtf { path: settings.btf.clone(), reason: "not there".to_owned() });
-    }
-    let types = btf::KernelTypes::read(&settings.btf)
-        .map_err(|error| ProbeError::NoBtf { path: settings.btf.clone(), reason: error.reason })?;
-    let (ebpf, status) = load::load(OBJECT, &types, settings)?;
+    let known = load::Known::read(&settings.btf);
+    let (ebpf, status) = load::load(OBJECT, known.as_ref().ok(), settings)?;
+    let types = known.map_or_else(btf::KernelTypes::unreadable, |known| known.types);
     Ok((ebpf, status, types))
 }
 
@@ -172,15 +170,13 @@ impl Probes {
     /// Loads and attaches every probe that this kernel takes. Needs a tokio runtime with time and I/O.
     ///
     /// # Errors
-    /// [`ProbeError`] if nothing useful could be loaded: without `tcp_state` and `packet_drop` there is nothing to tell.
+    /// [`ProbeError`] if nothing useful could be loaded: without `tcp_state`, what stands in for it, and `packet_drop` there is
+    /// nothing to tell.
     pub fn load(settings: &ProbeSettings) -> Result<Self, ProbeError> {
         let (mut ebpf, status, types) = attach(settings)?;
-        if !status.iter().any(|probe| probe.active && matches!(probe.name, "tcp_state" | "packet_drop")) {
-            if host::lockdown().as_deref() == Some("confidentiality") {
-                return Err(ProbeError::Lockdown);
-            }
-            let reason = status.iter().find_map(|probe| probe.reason.clone()).unwrap_or_default();
-            return Err(ProbeError::None { reason });
+        let essential = [programs::TCP_STATE, programs::TCP_CALLBACK, "packet_drop"];
+        if !status.iter().any(|probe| probe.active && essential.contains(&probe.name)) {
+            return Err(useless(&status, types));
         }
         let log =
             EbpfLogger::init(&mut ebpf).inspect_err(|error| tracing::debug!(%error, "the probes write no log")).ok();
@@ -284,6 +280,17 @@ impl Probes {
     #[must_use]
     pub fn skipped_runs(&self) -> Vec<(&'static str, u64)> {
         self.skips.read()
+    }
+}
+
+/// Why none of the probes that the agent cannot do without is on, and what to do.
+fn useless(status: &[ProbeStatus], types: btf::KernelTypes) -> ProbeError {
+    let reason = |probe: &ProbeStatus| probe.reason.clone();
+    let stand_in = status.iter().find(|probe| probe.name == programs::TCP_CALLBACK).and_then(reason);
+    match (types.unreadable, stand_in) {
+        (Some(btf), Some(stand_in)) => ProbeError::NoBtf { btf, stand_in },
+        _ if host::lockdown().as_deref() == Some("confidentiality") => ProbeError::Lockdown,
+        _ => ProbeError::None { reason: status.iter().find_map(reason).unwrap_or_default() },
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 
 use aya::Ebpf;
 
-use super::load;
+use super::programs::PROGRAMS;
 
 /// The kernel's word on each program: `recursion_misses` in its descriptor's `fdinfo` (5.12 and later). Kept open, for it is
 /// asked again with every batch of events, and opening is dearer than reading.
@@ -19,7 +19,7 @@ impl Skips {
             let fd = ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd();
             File::open(format!("/proc/self/fdinfo/{fd}")).ok()
         };
-        Self(load::stages().map(|(name, stage)| (stage, info(name))).collect())
+        Self(PROGRAMS.iter().map(|program| (program.stage, info(program.name))).collect())
     }
 
     /// Skipped runs since the program was loaded, by stage: one per program, for a missed drop is another loss than a missed

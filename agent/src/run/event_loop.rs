@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 use weir_engine::check::Model;
 use weir_engine::cluster::{Kind, Pod};
-use weir_engine::engine::{Candidate, Engine, Input};
+use weir_engine::engine::{Candidate, Engine, Input, Unseen};
 use weir_engine::observation::Observation;
 use weir_engine::snapshot::EndView;
 use weir_engine::time::Time;
@@ -132,6 +132,8 @@ impl<O: Observer> EventLoop<O> {
         mut requests: mpsc::Receiver<Request>,
         stop: impl Future<Output = ()>,
     ) -> anyhow::Result<()> {
+        self.reached = self.clock.now();
+        self.look_at_probes();
         let mut batch = Vec::new();
         let mut changed = Vec::new();
         let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -316,6 +318,16 @@ impl<O: Observer> EventLoop<O> {
         }
     }
 
+    /// What the kernel does not show is told once, before anything is made of its absence.
+    fn look_at_probes(&mut self) {
+        let unseen = unseen(&self.agent.probes);
+        if unseen != Unseen::default() {
+            let now = self.reached;
+            self.note(now, || Input::Unseen(unseen));
+            self.engine.unseen(now, unseen);
+        }
+    }
+
     fn look_at_wall_clock(&mut self) {
         if let Some(offset_ns) = self.clock.wall_clock_set() {
             info!("the wall clock was set; times are shown by it from now on");
@@ -423,6 +435,13 @@ impl<O: Observer> EventLoop<O> {
             self.recorder = None;
         }
     }
+}
+
+/// What stays unseen while these probes are inactive.
+fn unseen(probes: &[ProbeView]) -> Unseen {
+    let off = |name: &str| probes.iter().any(|probe| probe.name == name && !probe.active);
+    let on = |name: &str| probes.iter().any(|probe| probe.name == name && probe.active);
+    Unseen { tcp: off("tcp_state") && !on("tcp_callback"), udp: off("udp_release"), drops: off("packet_drop") }
 }
 
 /// A pod of this agent's nodes behind one end of a pair.

@@ -27,6 +27,9 @@ impl Kernel {
         let ports = ports.into_iter().collect::<BTreeSet<_>>();
         let settings = ProbeSettings { ports, btf, ..ProbeSettings::default() };
         let probes = Probes::load(&settings)?;
+        if let Some(why) = &probes.types().unreadable {
+            tracing::warn!(%why, "no BTF: drops and causes stay unseen, and nothing will be called denied");
+        }
         for ProbeStatus { name, hook, active, reason } in probes.status() {
             match reason {
                 _ if *active => tracing::debug!(probe = name, hook, "probe attached"),

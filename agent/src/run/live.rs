@@ -212,6 +212,7 @@ mod tests {
             started: Time(at),
             established: false,
             reset: true,
+            cause_unknown: false,
             error: 111,
             soft_error: 0,
             queued: None,
