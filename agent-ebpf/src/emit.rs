@@ -11,9 +11,9 @@ use crate::maps::{EVENTS, LAST_LOG, count};
 /// `bpf_ringbuf_query`: bytes not yet consumed.
 const AVAILABLE: u64 = 0;
 
-/// The agent drains the buffer on a timer; it is woken early only when this much is waiting, so that healthy traffic costs no
-/// wake-up per connection.
-const WAKE_AT: u64 = 128 * 1024;
+/// The agent drains the buffer on a timer; it is woken early only each time that this much more is waiting. A wake-up is an
+/// interrupt that a processor sends to itself: dearer than all the rest of an event.
+const WAKE_EVERY: u64 = 128 * 1024;
 
 /// Nanoseconds since boot, as every event carries.
 #[inline(always)]
@@ -45,7 +45,10 @@ pub fn emit_with<T: Plain + 'static>(write: impl FnOnce(*mut T)) {
         return;
     };
     write(entry.as_mut_ptr());
-    let flags = if EVENTS.query(AVAILABLE) >= WAKE_AT { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    let waiting = EVENTS.query(AVAILABLE);
+    // The kernel puts a header of 8 bytes before each entry (kernel/bpf/ringbuf.c).
+    let before = waiting.saturating_sub(size_of::<T>() as u64 + 8);
+    let flags = if waiting / WAKE_EVERY != before / WAKE_EVERY { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
     entry.submit(u64::from(flags));
     count(counter::EVENTS);
 }

@@ -84,10 +84,20 @@ mod programs {
         0
     }
 
-    /// Never attached by the agent: what a hook costs by itself, for `cargo xtask bench probes`.
+    /// Never attached by the agent, as the other two: what a hook costs by itself, for `cargo xtask bench probes`.
     #[btf_tracepoint(function = "kfree_skb")]
     fn empty(_ctx: BtfTracePointContext) -> i32 {
         0
+    }
+
+    #[cgroup_sock(sock_create)]
+    fn empty_create(_ctx: SockContext) -> i32 {
+        1
+    }
+
+    #[cgroup_sock(sock_release)]
+    fn empty_release(_ctx: SockContext) -> i32 {
+        1
     }
 
     /// 0 would be an error to those who ask the hook for a value; 1 leaves them what the other programs of the hook said.

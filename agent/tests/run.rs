@@ -12,21 +12,24 @@ use snapbox::cmd::cargo_bin;
 use tokio::sync::oneshot;
 use weir::outputs::{ProbeView, View, socket};
 use weir::run::{self, Clock, Config, Observer, record};
+use weir_engine::attempt::Outcome;
 use weir_engine::cluster::Kind;
 use weir_engine::engine::Settings;
-use weir_engine::observation::{AttemptStart, Observation, Owner, Tuple};
+use weir_engine::observation::{AttemptEnd, AttemptStart, Observation, Owner, PacketDrop, QueuedError, Tuple};
 use weir_engine::words::Protocol;
 
 /// Hands out its batches one after the other, then waits.
 struct Script {
     batches: VecDeque<Vec<Observation>>,
+    /// In the buffer from then on, without waking anybody.
+    unread: Option<(Instant, Observation)>,
     lost: u64,
     fails: bool,
 }
 
 impl Script {
     fn quiet() -> Self {
-        Self { batches: VecDeque::new(), lost: 0, fails: false }
+        Self { batches: VecDeque::new(), unread: None, lost: 0, fails: false }
     }
 }
 
@@ -40,6 +43,10 @@ impl Observer for Script {
             None => pending().await,
         }
         Ok(())
+    }
+
+    fn drain(&mut self, batch: &mut Vec<Observation>) {
+        batch.extend(self.unread.take_if(|(from, _)| *from <= Instant::now()).map(|(_, observation)| observation));
     }
 
     fn probes(&self) -> Vec<ProbeView> {
@@ -159,10 +166,58 @@ fn edits_reach_the_engine_and_faults_are_shown() {
 
 #[test]
 fn losses_are_counted_once() {
-    let script = Script { batches: vec![vec![connect(443)], vec![connect(443)]].into(), lost: 5, fails: false };
+    let batches = vec![vec![connect(443)], vec![connect(443)]];
+    let script = Script { batches: batches.into(), lost: 5, ..Script::quiet() };
     let mut agent = Agent::start(&namespace("a"), script);
     let view = agent.view("losses", |v| !v.snapshot.lost.is_empty());
     assert_eq!((view.snapshot.lost[0].stage.as_str(), view.snapshot.lost[0].count), ("ring-buffer", 5));
+    agent.stop().unwrap();
+}
+
+/// An agent that was not scheduled: the route's drop after its "administratively prohibited" waits in the buffer when the time
+/// is over after which that would be laid to a rule's charge.
+#[test]
+fn what_waits_in_the_buffer_counts_before_the_clock_does() {
+    let begun = connect(15012);
+    let Observation::AttemptStart(AttemptStart { at, tuple, socket, netns, .. }) = begun.clone() else { panic!() };
+    let later = |ms: u64| at.plus(Duration::from_millis(ms));
+    let ended = Observation::AttemptEnd(AttemptEnd {
+        at: later(1),
+        tuple,
+        socket,
+        started: at,
+        established: false,
+        reset: false,
+        cause_unknown: false,
+        error: 0,
+        soft_error: 0,
+        queued: Some(QueuedError { origin: 2, kind: 3, code: 13 }),
+        retransmits: 0,
+        netns,
+    });
+    let dropped = Observation::Drop(PacketDrop {
+        at: later(2),
+        tuple,
+        original: None,
+        socket: None,
+        reason: Some("NOT_SPECIFIED".to_owned()),
+        location: Some("ip_error".to_owned()),
+        count: 1,
+        netns: 2,
+        interface: 3,
+        tcp_flags: 0x02,
+        reply: false,
+        untracked: false,
+    });
+    let script = Script {
+        batches: vec![vec![begun, ended]].into(),
+        unread: Some((Instant::now() + Duration::from_millis(500), dropped)),
+        ..Script::quiet()
+    };
+    let mut agent = Agent::start(&namespace("a"), script);
+    let view = agent.view("the end of the attempt", |v| !v.snapshot.attempts.is_empty());
+    let outcomes: Vec<_> = view.snapshot.attempts.iter().map(|a| (a.outcome, a.count)).collect();
+    assert_eq!(outcomes, [(Outcome::Unreachable, 1)]);
     agent.stop().unwrap();
 }
 

@@ -1,6 +1,5 @@
 //! The released agent as a process: memory and processor time at a rate of connections, and beside a flood of dropped packets.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,6 +16,7 @@ use harness::matrix::world::{Lane, Site, Watcher, XDS, lanes, mesh};
 use harness::matrix::{Model, Place, cgroup, traffic};
 use harness::mesh::Mesh;
 use harness::netns::Netns;
+use harness::usage;
 
 const LASTS: Duration = Duration::from_secs(6);
 const MEBIBYTE: f64 = 1024.0 * 1024.0;
@@ -137,23 +137,9 @@ fn under(watcher: &Watcher, traffic: impl Fn(&AtomicBool, &AtomicU64) -> Result<
 
 fn usage(watcher: &Watcher, during: impl FnOnce() -> Result<()>) -> Result<Usage> {
     let pid = watcher.agent.pid();
-    let (begin, before) = (Instant::now(), processor_time(pid)?);
+    let (begin, before) = (Instant::now(), usage::processor_time(pid)?);
     during()?;
-    let (spent, elapsed) = (processor_time(pid)? - before, begin.elapsed().as_secs_f64());
-    let pages: f64 = fs::read_to_string(format!("/proc/{pid}/statm"))?
-        .split(' ')
-        .nth(1)
-        .and_then(|pages| pages.parse().ok())
-        .context("no resident pages in statm")?;
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.unwrap_or(4096) as f64;
-    Ok(Usage { percent: spent / elapsed * 100.0, memory: pages * page / MEBIBYTE })
-}
-
-/// Seconds of user and system time (proc(5), `stat`, fields 14 and 15).
-fn processor_time(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
-    let ticks: u64 = after.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-    let second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100) as f64;
-    Ok(ticks as f64 / second)
+    let (spent, elapsed) = (usage::processor_time(pid)? - before, begin.elapsed());
+    let percent = spent.as_secs_f64() / elapsed.as_secs_f64() * 100.0;
+    Ok(Usage { percent, memory: usage::resident(pid)? as f64 / MEBIBYTE })
 }

@@ -5,6 +5,7 @@
 //! time under load and beside a flood. Missed aims are printed and make the exit code 1.
 
 mod agent;
+mod beside;
 mod network;
 mod programs;
 
@@ -17,9 +18,13 @@ use harness::aims;
 use harness::netns::{Netns, RunId};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
-/// Nobody watches it.
+/// Nobody watches it, nor the ports after it.
 const IGNORED: u16 = 9999;
 const WATCHED: u16 = 8080;
+/// So much further nobody listens.
+const NOBODY: u16 = 1;
+/// So much further the client does not hear the answers.
+const DEAF: u16 = 2;
 
 fn main() -> ExitCode {
     aims::exit(bench())
@@ -45,7 +50,14 @@ fn bench() -> Result<bool> {
         server.name()
     ))?;
     server.ip("link set lo up\naddr add 10.9.0.2/24 dev eth0\nlink set eth0 up\n")?;
+    let mut deaf = String::new();
     for port in [IGNORED, WATCHED] {
+        deaf += &format!("tcp sport {} tcp flags & (syn | ack) == syn | ack drop\n", port + DEAF);
+    }
+    client.nft(&format!("table inet bench {{ chain i {{ type filter hook input priority 0\n{deaf} }}\n }}\n"))?;
+    // Each datagram to nobody is answered.
+    server.sysctl(&[("ipv4/icmp_ratemask", "0")])?;
+    for port in [IGNORED, WATCHED].into_iter().flat_map(|port| [port, port + DEAF]) {
         let listener = server.run(|| Ok(TcpListener::bind((SERVER, port))?))?;
         thread::spawn(move || listener.incoming().for_each(drop));
     }

@@ -1,73 +1,33 @@
-//! Connections and throughput between two namespaces: without probes, with Weir's, with bpftrace on the same tracepoints.
-//! In each round each of them runs once, so that what else the machine does is shared by all.
+//! Connections and throughput between two namespaces: without probes, with Weir's, with other tools on the same hooks.
+//! In each round each of them runs once, and is held against the same round without probes, so that what else the machine
+//! does is shared by all.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use harness::netns::Netns;
+use socket2::{Domain, Socket, Type};
 use weir::probes::{ProbeSettings, Probes};
 
+use crate::beside::{Beside, Running};
 use crate::{SERVER, WATCHED};
 
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 21;
 /// Connections per round.
-const LOOP: usize = 1000;
+const LOOP: usize = 5_000;
 const STREAMS: usize = 64;
 const BULK: u16 = 8443;
 const BULK_TIME: Duration = Duration::from_millis(700);
 /// The aim: within this part of no probes.
 const AIM: f64 = 0.01;
 
-/// What is attached while the network is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Beside {
-    Nothing,
-    Weir,
-    /// The nearest to tcpdrop.
-    BpftraceDrop,
-    /// The nearest to tcpconnect and tcpstates.
-    BpftraceStates,
-}
-
-impl Beside {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Nothing => "no probes",
-            Self::Weir => "Weir",
-            Self::BpftraceDrop => "bpftrace, as tcpdrop",
-            Self::BpftraceStates => "bpftrace, as tcpstates",
-        }
-    }
-
-    fn script(self) -> Option<&'static str> {
-        match self {
-            Self::Nothing | Self::Weir => None,
-            // Its `BEGIN` needs uprobes, which not every kernel has; an interval says as well that all is attached.
-            Self::BpftraceDrop => Some(
-                "tracepoint:skb:kfree_skb { @[args->protocol, args->location] = count(); } \
-                 interval:ms:200 { printf(\"up\\n\"); }",
-            ),
-            Self::BpftraceStates => Some(
-                "tracepoint:sock:inet_sock_set_state { @[args->oldstate, args->newstate, args->dport] = count(); } \
-                 interval:ms:200 { printf(\"up\\n\"); }",
-            ),
-        }
-    }
-}
-
-/// Median and 99th percentile of a connection, and throughput, of one round.
-#[derive(Clone, Copy, Debug)]
-struct Round {
-    median: f64,
-    p99: f64,
-    gigabits: f64,
-}
+/// Median and 99th percentile of a connection in microseconds, and throughput in Gbit/s, of one round.
+type Round = [f64; 3];
 
 pub fn run(client: &Netns, server: &Netns) -> Result<bool> {
     let sink = server.run(|| Ok(TcpListener::bind((SERVER, BULK))?))?;
@@ -79,10 +39,15 @@ pub fn run(client: &Netns, server: &Netns) -> Result<bool> {
     let mut rounds: BTreeMap<Beside, Vec<Round>> = BTreeMap::new();
     let mut missing = BTreeMap::new();
     for _ in 0..ROUNDS {
-        for beside in [Beside::Nothing, Beside::Weir, Beside::BpftraceDrop, Beside::BpftraceStates] {
+        for beside in Beside::all() {
+            if missing.contains_key(&beside) {
+                continue;
+            }
             match with(beside, client) {
                 Ok(round) => rounds.entry(beside).or_default().push(round),
-                Err(error) if beside.script().is_some() => drop(missing.insert(beside, format!("{error:#}"))),
+                Err(error) if matches!(beside, Beside::Tool(_)) => {
+                    missing.insert(beside, format!("{error:#}"));
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -96,12 +61,13 @@ fn discard(mut stream: TcpStream) {
 }
 
 fn with(beside: Beside, client: &Netns) -> Result<Round> {
-    match beside.script() {
-        Some(script) => {
-            let _running = Bpftrace::start(script)?;
+    match beside {
+        Beside::Nothing => client.run(round),
+        Beside::Tool(tool) => {
+            let _running = Running::start(tool)?;
             client.run(round)
         }
-        None if beside == Beside::Weir => {
+        Beside::Weir => {
             let mut probes = Probes::load(&ProbeSettings::default())?;
             let stop = AtomicBool::new(false);
             thread::scope(|scope| {
@@ -119,21 +85,22 @@ fn with(beside: Beside, client: &Netns) -> Result<Round> {
                 round
             })
         }
-        None => client.run(round),
     }
 }
 
+/// Each connection is closed by a reset: those that linger would use up the ports, and slow down the search for one.
 fn round() -> Result<Round> {
-    let to = SocketAddr::from((SERVER, WATCHED));
+    let to = SocketAddr::from((SERVER, WATCHED)).into();
     let mut times = Vec::with_capacity(LOOP);
     for _ in 0..LOOP {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_linger(Some(Duration::ZERO))?;
         let begin = Instant::now();
-        let stream = TcpStream::connect(to)?;
+        socket.connect(&to).context("connecting on a watched port")?;
         times.push(begin.elapsed().as_secs_f64() * 1e6);
-        drop(stream);
     }
     times.sort_by(f64::total_cmp);
-    Ok(Round { median: times[LOOP / 2], p99: times[LOOP * 99 / 100], gigabits: bulk()? })
+    Ok([times[LOOP / 2], times[LOOP * 99 / 100], bulk()?])
 }
 
 fn bulk() -> Result<f64> {
@@ -159,84 +126,96 @@ fn bulk() -> Result<f64> {
     Ok(sent.load(Ordering::Relaxed) as f64 * 8.0 / begin.elapsed().as_secs_f64() / 1e9)
 }
 
-/// bpftrace, attached for as long as it lives.
-struct Bpftrace(Child);
-
-impl Bpftrace {
-    fn start(script: &str) -> Result<Self> {
-        let mut command = Command::new("unshare");
-        // It finds tracepoints in tracefs only, which need not be mounted here.
-        let inside = "mount -t tracefs tracefs /sys/kernel/tracing; exec bpftrace -e \"$0\"";
-        command.args(["--mount", "sh", "-c", inside, script]).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().context("unshare cannot be started")?;
-        let mut said = BufReader::new(child.stdout.take().context("it was piped")?).lines();
-        let up = said.any(|line| line.is_ok_and(|line| line == "up"));
-        thread::spawn(move || said.for_each(drop));
-        let running = Self(child);
-        ensure!(up, "bpftrace is not installed or attaches nothing on this kernel");
-        Ok(running)
-    }
-}
-
-impl Drop for Bpftrace {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn table(rounds: &BTreeMap<Beside, Vec<Round>>, missing: &BTreeMap<Beside, String>) -> bool {
     println!(
-        "\nconnect on a watched port ({LOOP} a round) and {STREAMS} streams, medians of {ROUNDS} interleaved rounds:"
+        "\nconnect on a watched port ({LOOP} a round) and {STREAMS} streams, medians of {ROUNDS} interleaved rounds; beside \
+         them the median of the differences from the same round without probes, and where it lies with 95 % confidence:"
     );
-    println!("{:24} {:>12} {:>8} {:>12} {:>8} {:>14} {:>8}", "beside", "median", "", "p99", "", "throughput", "");
-    let median = |beside: Beside, pick: fn(&Round) -> f64| {
-        let mut values: Vec<f64> = rounds.get(&beside)?.iter().map(pick).collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied()
-    };
-    let picks: [fn(&Round) -> f64; 3] = [|r| r.median, |r| r.p99, |r| r.gigabits];
-    let base = picks.map(|pick| median(Beside::Nothing, pick).unwrap_or(f64::NAN));
-    let mut weir = [0.0; 3];
-    for beside in rounds.keys() {
-        let own = picks.map(|pick| median(*beside, pick).unwrap_or(f64::NAN));
-        let more: Vec<f64> = own.iter().zip(base).map(|(own, base)| own / base - 1.0).collect();
+    println!("{:24} {:>9} {:>26} {:>10} {:>26} {:>14} {:>26}", "beside", "median", "", "p99", "", "throughput", "");
+    let base = rounds.get(&Beside::Nothing).map(Vec::as_slice).unwrap_or_default();
+    let mut weir = [Difference::default(); 3];
+    for (beside, own) in rounds {
+        let [median, p99, throughput] =
+            [0, 1, 2].map(|pick| sorted(own.iter().map(|round| round[pick]))[own.len() / 2]);
+        let differences = [0, 1, 2].map(|pick| Difference::of(own, base, pick));
         if *beside == Beside::Weir {
-            weir.copy_from_slice(&more);
+            weir = differences;
         }
-        let percent = |index: usize| match *beside {
-            Beside::Nothing => String::new(),
-            _ => format!("{:+.1} %", more[index] * 100.0),
+        let [more_median, more_p99, more_throughput] = match beside {
+            Beside::Nothing => Default::default(),
+            _ => differences.map(|difference| difference.to_string()),
         };
         println!(
-            "{:24} {:>9.1} us {:>8} {:>9.1} us {:>8} {:>7.2} Gbit/s {:>8}",
-            beside.name(),
-            own[0],
-            percent(0),
-            own[1],
-            percent(1),
-            own[2],
-            percent(2)
+            "{:24} {median:>6.1} us {more_median:>26} {p99:>7.1} us {more_p99:>26} {throughput:>7.2} Gbit/s {more_throughput:>26}",
+            beside.name()
         );
     }
     for (beside, why) in missing {
         println!("{:24} not run: {why}", beside.name());
     }
-    // How far rounds of the same kind lie apart: half of the range between their quartiles, as a part of the median.
-    let noise = picks.map(|pick| {
-        let mut values: Vec<f64> = rounds.get(&Beside::Nothing).into_iter().flatten().map(pick).collect();
-        values.sort_by(f64::total_cmp);
-        (values[values.len() * 3 / 4] - values[values.len() / 4]) / 2.0 / values[values.len() / 2]
-    });
-    println!(
-        "without probes, rounds differ by ±{:.1} % (p99) and ±{:.1} % (throughput)",
-        noise[1] * 100.0,
-        noise[2] * 100.0
-    );
-    let slow = weir[1] > AIM;
-    let thin = -weir[2] > AIM;
-    let word = |missed: bool| if missed { "MISSED" } else { "met" };
-    println!("aim, p99 of connect at most {:.0} % more: {}", AIM * 100.0, word(slow));
-    println!("aim, throughput at most {:.0} % less: {}", AIM * 100.0, word(thin));
-    !slow && !thin
+    let slow = Aim::of(weir[1].middle, weir[1].low);
+    let thin = Aim::of(-weir[2].middle, -weir[2].high);
+    println!("aim, p99 of connect at most {:.0} % more: {slow}", AIM * 100.0);
+    println!("aim, throughput at most {:.0} % less: {thin}", AIM * 100.0);
+    slow != Aim::Missed && thin != Aim::Missed
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    Met,
+    /// More than the aim, and not to be told from nothing.
+    Noise,
+    Missed,
+}
+
+impl Aim {
+    /// Of how much worse it is, and how much surely.
+    fn of(worse: f64, surely: f64) -> Self {
+        match (worse > AIM, surely > 0.0) {
+            (false, _) => Self::Met,
+            (true, false) => Self::Noise,
+            (true, true) => Self::Missed,
+        }
+    }
+}
+
+impl std::fmt::Display for Aim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Met => "met",
+            Self::Noise => "within the noise of these rounds",
+            Self::Missed => "MISSED",
+        })
+    }
+}
+
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+/// How far rounds differ from those without probes, as a part of these: the median, and the interval that has it with 95 %
+/// confidence by the sign test (which assumes nothing of how noise is distributed).
+#[derive(Clone, Copy, Debug, Default)]
+struct Difference {
+    low: f64,
+    middle: f64,
+    high: f64,
+}
+
+impl Difference {
+    fn of(own: &[Round], base: &[Round], pick: usize) -> Self {
+        let parts = sorted(own.iter().zip(base).map(|(own, base)| own[pick] / base[pick] - 1.0));
+        // Of 21 coin tosses 5 or fewer are heads in 1.3 % of all cases, and 15 or fewer in 98.7 %.
+        let rank = parts.len() * 5 / 21;
+        Self { low: parts[rank], middle: parts[parts.len() / 2], high: parts[parts.len() - 1 - rank] }
+    }
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { low, middle, high } = self;
+        write!(f, "{:+.1} % ({:+.1} … {:+.1})", middle * 100.0, low * 100.0, high * 100.0)
+    }
 }

@@ -2,22 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use aya::programs::BtfTracePoint;
+use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSock};
 use aya::{Btf, Ebpf, EbpfLoader};
 use harness::netns::Netns;
+use socket2::{Domain, Socket, Type};
 use weir::probes::{ProbeSettings, Probes};
 
-use crate::SERVER;
+use crate::{DEAF, NOBODY, SERVER, WATCHED};
 
 const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 /// The aim: a program that ignores an event costs at most this many times an empty one.
 const AIM: f64 = 3.0;
 /// A mean of fewer runs is that of the first, which find nothing in the caches.
 const ENOUGH: u64 = 100;
+const ROUNDS: usize = 10;
 
 /// What the kernel counted of one program.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,7 +46,8 @@ pub type Costs = BTreeMap<&'static str, (RunStats, RunStats)>;
 
 /// Runs ours and an empty one on each hook under the same traffic.
 pub fn programs(client: &Netns, port: u16) -> Result<Costs> {
-    let settings = ProbeSettings::default();
+    let ports = [WATCHED, WATCHED + NOBODY, WATCHED + DEAF].into();
+    let settings = ProbeSettings { ports, ..ProbeSettings::default() };
     let mut probes = Probes::load(&settings)?;
     let names: BTreeMap<u32, String> = aya::programs::loaded_programs()
         .flatten()
@@ -51,11 +56,15 @@ pub fn programs(client: &Netns, port: u16) -> Result<Costs> {
     let ours: BTreeMap<u32, RunStats> = counted()?;
     let empty = empty(&settings)?;
     let before = counted()?;
-    client.run(|| traffic(port, 2000))?;
+    for _ in 0..ROUNDS {
+        client.run(|| traffic(port))?;
+        // The agent would have read them by now.
+        probes.drain(&mut Vec::new());
+    }
     let after = counted()?;
     let during = |id: &u32| Some(after.get(id)?.since(before.get(id).copied().unwrap_or_default()));
     let mut costs = Costs::new();
-    for (name, _) in HOOKS {
+    for name in TRACEPOINTS.map(|(name, _)| name).into_iter().chain(SOCKETS.map(|(name, _)| name)) {
         // The kernel keeps 15 characters of a name.
         let short = &name[..name.len().min(15)];
         let own = ours.keys().find(|id| names.get(id).is_some_and(|known| known == short));
@@ -64,12 +73,11 @@ pub fn programs(client: &Netns, port: u16) -> Result<Costs> {
             costs.insert(name, (own, empty));
         }
     }
-    probes.drain(&mut Vec::new());
     Ok(costs)
 }
 
-/// The probes on tracepoints.
-const HOOKS: [(&str, &str); 7] = [
+/// The probes on tracepoints, with these.
+const TRACEPOINTS: [(&str, &str); 7] = [
     ("tcp_state", "inet_sock_set_state"),
     ("syn_retransmit", "tcp_retransmit_skb"),
     ("reset_received", "tcp_receive_reset"),
@@ -78,6 +86,8 @@ const HOOKS: [(&str, &str); 7] = [
     ("icmp_sent", "icmp_send"),
     ("answer_retransmit", "tcp_retransmit_synack"),
 ];
+/// The probes on sockets of the root cgroup, with the empty programs for their hooks.
+const SOCKETS: [(&str, &str); 2] = [("udp_create", "empty_create"), ("udp_release", "empty_release")];
 
 /// An empty program on each hook that this kernel has, with its id.
 fn empty(settings: &ProbeSettings) -> Result<BTreeMap<&'static str, (Ebpf, u32)>> {
@@ -85,12 +95,24 @@ fn empty(settings: &ProbeSettings) -> Result<BTreeMap<&'static str, (Ebpf, u32)>
         .context("WEIR_EBPF_OBJECT names no probe object: run `cargo xtask bench probes`")?;
     let object = fs::read(&object).with_context(|| Path::new(&object).display().to_string())?;
     let btf = Btf::parse_file(&settings.btf, aya::Endianness::default())?;
+    // Each has an object of its own: a program is attached but once.
+    let load = || EbpfLoader::new().btf(None).map_max_entries("EVENTS", 4096).load(&object);
     let mut all = BTreeMap::new();
-    for (name, tracepoint) in HOOKS {
-        let mut ebpf = EbpfLoader::new().btf(None).map_max_entries("EVENTS", 4096).load(&object)?;
+    for (name, tracepoint) in TRACEPOINTS {
+        let mut ebpf = load()?;
         let program: &mut BtfTracePoint = ebpf.program_mut("empty").context("no program `empty`")?.try_into()?;
         if program.load(tracepoint, &btf).is_ok() {
             program.attach()?;
+            let id = program.info()?.id();
+            all.insert(name, (ebpf, id));
+        }
+    }
+    for (name, empty) in SOCKETS {
+        let Some(root) = weir::probes::root_cgroup() else { continue };
+        let mut ebpf = load()?;
+        let program: &mut CgroupSock = ebpf.program_mut(empty).context(empty)?.try_into()?;
+        if program.load().is_ok() {
+            program.attach(fs::File::open(root)?, CgroupAttachMode::Single)?;
             let id = program.info()?.id();
             all.insert(name, (ebpf, id));
         }
@@ -112,19 +134,30 @@ fn counted() -> Result<BTreeMap<u32, RunStats>> {
     Ok(stats)
 }
 
-/// Everything that the hooks see of a port: connections, refusals, datagrams to nobody.
-fn traffic(port: u16, count: u32) -> Result<()> {
-    for _ in 0..count {
+/// Everything that the hooks see of a port: connections, refusals, datagrams to nobody, SYNs and answers sent again.
+fn traffic(port: u16) -> Result<()> {
+    for _ in 0..200 {
         drop(TcpStream::connect((SERVER, port))?);
     }
-    for _ in 0..count / 10 {
-        // Nobody listens one port further: a reset, an error, a drop.
-        let _ = TcpStream::connect((SERVER, port + 100));
+    for _ in 0..20 {
+        let _ = TcpStream::connect((SERVER, port + NOBODY));
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect((SERVER, port + 100))?;
+        socket.connect((SERVER, port + NOBODY))?;
         let _ = socket.send(b"?");
         let _ = socket.send(b"?");
     }
+    let to = SocketAddr::from((SERVER, port + DEAF)).into();
+    let waiting = (0..20).map(|_| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        // It goes on in the background.
+        let _ = socket.connect(&to);
+        Ok(socket)
+    });
+    let waiting: Vec<Socket> = waiting.collect::<Result<_>>()?;
+    // Both ends repeat themselves after a second.
+    thread::sleep(Duration::from_millis(1200));
+    drop(waiting);
     Ok(())
 }
 

@@ -153,13 +153,24 @@ impl Drop for Container {
     }
 }
 
-/// The agent linked as the image's is, from the same source; without optimisation, which is no concern of a container.
+/// The agent linked as the image's is, from the same source; less optimised, which is no concern of a container.
 pub fn static_binary() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     BUILT.get_or_init(|| build().map_err(|e| format!("{e:#}"))).clone().map_err(anyhow::Error::msg)
 }
 
+/// `WEIR_STATIC`, or as it is built for the guests of `cargo xtask vm-test`.
 fn build() -> Result<PathBuf> {
+    let binary = match std::env::var_os("WEIR_STATIC") {
+        Some(path) => path.into(),
+        None => cargo()?,
+    };
+    let wanted = interpreter(&fs::read(&binary)?)?;
+    ensure!(!wanted, "{} wants a dynamic linker", binary.display());
+    Ok(binary)
+}
+
+fn cargo() -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let version = Command::new("rustc").arg("-vV").current_dir(&root).output().context("rustc")?;
     let version = String::from_utf8_lossy(&version.stdout).into_owned();
@@ -171,15 +182,12 @@ fn build() -> Result<PathBuf> {
             cargo.env_remove(name);
         }
     }
-    cargo.current_dir(&root).args(["build", "--locked", "--quiet", "--package", "weir", "--target", target]);
-    cargo.arg("--target-dir").arg(&folder).env("RUSTFLAGS", "-C target-feature=+crt-static");
-    cargo.env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_INCREMENTAL", "0");
+    cargo.current_dir(&root).args(["build", "--locked", "--quiet", "--package", "weir", "--bin", "weir"]);
+    cargo.args(["--profile", "static", "--target", target, "--target-dir"]).arg(&folder);
+    cargo.env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
     let built = cargo.output().context("cargo")?;
     ensure!(built.status.success(), "no static binary: {}", String::from_utf8_lossy(&built.stderr));
-    let binary = folder.join(target).join("debug/weir");
-    let wanted = interpreter(&fs::read(&binary)?)?;
-    ensure!(!wanted, "{} wants a dynamic linker", binary.display());
-    Ok(binary)
+    Ok(folder.join(target).join("static/weir"))
 }
 
 /// Does a 64-bit ELF file ask for a dynamic linker (a program header PT_INTERP)?

@@ -1,12 +1,11 @@
 //! A hundred thousand NetworkPolicies, spread over a cluster or all upon the same pods: they are taken in, and the agent
 //! answers all the while. `WEIR_POLICIES` says how many; a release build takes the hundred thousand of either kind.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use harness::apiserver::ApiServer;
-use harness::{Agent, AgentOptions, agent};
+use harness::{Agent, AgentOptions, agent, usage};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -125,7 +124,7 @@ fn settles(agent: &Agent, policies: u32, judged: impl Fn(&Value) -> bool) -> Res
     until("judged by all of them", agent, is_judged)?;
     // At rest it answers at once and keeps quiet; names of policies fill neither its answers nor its memory.
     until("ready", agent, || Ok(agent.get("/readyz").is_ok_and(|(status, _)| status == 200)))?;
-    let (cpu, since) = (processor(agent)?, Instant::now());
+    let (cpu, since) = (usage::processor_time(agent.pid())?, Instant::now());
     let mut slowest = Duration::ZERO;
     while since.elapsed() < Duration::from_secs(3) {
         let asked = Instant::now();
@@ -134,8 +133,8 @@ fn settles(agent: &Agent, policies: u32, judged: impl Fn(&Value) -> bool) -> Res
         length = metrics.len();
         std::thread::sleep(Duration::from_millis(500));
     }
-    let busy = (processor(agent)? - cpu).as_secs_f64() / since.elapsed().as_secs_f64();
-    let (memory, snapshot) = (resident(agent)?, agent.get("/snapshot")?.1.len());
+    let busy = (usage::processor_time(agent.pid())? - cpu).as_secs_f64() / since.elapsed().as_secs_f64();
+    let (memory, snapshot) = (usage::resident(agent.pid())?, agent.get("/snapshot")?.1.len());
     println!(
         "{policies} policies known after {:.1} s, longest silence {:.1} s; then {busy:.2} cores, {} MiB, slowest answer {} ms, \
          metrics {} KiB, snapshot {} KiB",
@@ -151,20 +150,4 @@ fn settles(agent: &Agent, policies: u32, judged: impl Fn(&Value) -> bool) -> Res
     ensure!(busy < 0.8, "{busy:.2} cores at rest");
     ensure!(memory < 1 << 30, "{memory} bytes");
     Ok(())
-}
-
-/// Bytes of memory that an agent has now.
-fn resident(agent: &Agent) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
-}
-
-/// Processor time that an agent has used.
-fn processor(agent: &Agent) -> Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", agent.pid()))?;
-    let (_, fields) = stat.rsplit_once(')').context("no name")?;
-    // Fields 14 and 15 of proc(5), in hundredths of a second.
-    let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
-    Ok(Duration::from_millis(ticks * 10))
 }

@@ -27,6 +27,7 @@ pub mod servers;
 pub mod terminal;
 pub mod tls;
 pub mod topology;
+pub mod usage;
 
 pub use agent::{Agent, AgentOptions};
 pub use clients::{Attempt, Attempted, Waiting};

@@ -20,7 +20,7 @@ use crate::servers::Servers;
 use crate::topology::Topology;
 use crate::topology::plan::{Host, Plan, ServerPlan};
 use crate::topology::services::Services;
-use crate::topology::wiring::pod_device;
+use crate::topology::wiring::{self, pod_device};
 
 /// A running mesh. Dropping it stops the servers and removes every namespace.
 #[derive(Debug)]
@@ -139,6 +139,15 @@ impl Mesh {
         let node = self.topology.plan.pods[index].node;
         let namespace = self.topology.namespace(Host::Node(node)).with_context(|| format!("{pod} is far"))?;
         Ok((namespace, pod_device(index)))
+    }
+
+    /// Joins a pod to its node by a netkit device in place of its veth pair; names, addresses and routes stay.
+    ///
+    /// # Errors
+    /// The kernel has no netkit devices.
+    pub fn join_by_netkit(&self, pod: &End) -> Result<()> {
+        let Host::Pod(index) = self.host(pod)? else { bail!("{pod} has no device of its own") };
+        wiring::join_by_netkit(&self.topology, index)
     }
 
     /// All namespaces with the names of their hosts (`namespace/pod`, `node NAME`, `outside`).

@@ -26,6 +26,8 @@ pub struct Verdict {
 pub const TCX_INGRESS: Verdict = Verdict { kind: 3, attach: 46, value: 2 };
 /// The same at tcx egress.
 pub const TCX_EGRESS: Verdict = Verdict { kind: 3, attach: 47, value: 2 };
+/// The same for what the other end of a netkit device sends (`NETKIT_DROP`).
+pub const NETKIT_PEER: Verdict = Verdict { kind: 3, attach: 55, value: 2 };
 /// `BPF_PROG_TYPE_SCHED_CLS` for a filter of clsact: attached by `tc`.
 pub const CLSACT: Verdict = Verdict { kind: 3, attach: 0, value: 2 };
 /// `BPF_PROG_TYPE_XDP`, `XDP_DROP`.

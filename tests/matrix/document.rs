@@ -16,6 +16,12 @@ pub fn merge(before: &str, section: &str) -> String {
     sections.push(section);
     sections.sort_by_key(|part| kernel(part));
     let mut text = String::from(HEAD);
+    text.push_str(match sections.iter().any(|part| kernel(part).2 == "arm64") {
+        true => {
+            "Those whose names end in `arm64` are of that architecture, in a machine that is emulated as a whole.\n\n"
+        }
+        false => "No kernel of arm64 is among them.\n\n",
+    });
     for part in sections {
         text.push_str(part.trim_end());
         text.push_str("\n\n");
@@ -52,8 +58,6 @@ kernel shows is missed** (`denied` if the policies do not admit the flow, `unexp
 show is `predicted`, `at-risk` or `unknown` without admission and `failing`, `silent` or `unknown` with it.
 
 There is one section for each kernel. Debian's kernels (`cloud`) ran under QEMU's software emulation by `cargo xtask vm-test`.
-Kernels of arm64 were not run: the guest's programs are built for this machine's architecture only.
-
 ";
 
 #[cfg(test)]
@@ -72,5 +76,6 @@ mod tests {
         assert_eq!(merge(&three, "## Linux 6.12.10-cloud-amd64\n\nthree\n"), three);
         let arm = merge(&three, "## Linux 6.12.10-cloud-arm64\n\narm\n");
         assert!(arm.contains("three") && arm.contains("arm\n"));
+        assert!(arm.contains("Those whose names end in `arm64`") && three.contains("No kernel of arm64"));
     }
 }

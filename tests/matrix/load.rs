@@ -1,7 +1,7 @@
 //! Denials beside floods: a SYN flood and healthy traffic at a high rate must hide none, and an agent that was not scheduled
 //! while its ring buffer ran over must say that it lost events, prove nothing from their absence, and see again afterwards.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,6 +19,7 @@ use crate::fixture::Protocol;
 use crate::ipv6::Family;
 use crate::mesh::Mesh;
 use crate::netns::Netns;
+use crate::usage;
 
 /// How long a flood lasts. Bounded, so that a machine that others use stays usable.
 const FLOOD: Duration = Duration::from_secs(2);
@@ -30,6 +31,13 @@ const HEALTHY_RATE: u64 = 5_000;
 const CLIENTS: u64 = 4;
 /// Events that surely do not fit: four for each connection of about 100 bytes each, into a mebibyte.
 const OVERRUN: u64 = 12_000;
+
+/// Addresses that a flood comes from.
+const SOURCES: (Ipv4Addr, u32) = (Ipv4Addr::new(198, 18, 0, 0), 0x4000);
+/// Series of metrics that a flood may add: of outcomes and losses, never of addresses.
+const MORE_SERIES: usize = 32;
+/// Bytes that it may add to an agent.
+const MORE_MEMORY: u64 = 16 << 20;
 
 /// The scene: agents and the lanes that play a part.
 struct Stage<'a> {
@@ -57,6 +65,7 @@ pub fn run(mesh: &Mesh, lanes: &[Lane], agents: &[Watcher; 2], rounds: usize, re
     };
     stage.beside(rounds, "SYN flood", "packets", |stop, count| stage.syn_flood(stop, count), report)?;
     stage.beside(rounds + 1, "healthy connections", "connections", |stop, count| stage.connect(stop, count), report)?;
+    stage.sources(report)?;
     stage.overrun(rounds + 2, report)
 }
 
@@ -93,6 +102,40 @@ impl Stage<'_> {
                 good: right.contains(&found.as_str()),
                 found,
             });
+        }
+        Ok(())
+    }
+
+    /// A flood of which each packet has another source makes neither series nor memory grow beyond a bound.
+    fn sources(&self, report: &mut Report) -> Result<()> {
+        let size = |agent: &Watcher| -> Result<_> {
+            let series = agent.agent.metrics()?.lines().filter(|line| !line.starts_with('#')).count();
+            Ok((series, usage::resident(agent.agent.pid())?))
+        };
+        let before = [size(&self.agents[0])?, size(&self.agents[1])?];
+        let (client, _, to) = self.address(self.flooded)?;
+        let SocketAddr::V4(to) = to else { return Ok(()) };
+        let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
+        thread::scope(|scope| {
+            // To nobody: there the kernel drops each of them.
+            let noisy = scope.spawn(|| traffic::udp_flood(client, SOURCES, to, FLOOD_RATE, &stop, &count));
+            thread::sleep(FLOOD);
+            stop.store(true, Ordering::Relaxed);
+            noisy.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?;
+        thread::sleep(Duration::from_millis(500));
+        let rate = format!("{} packets/s", count.load(Ordering::Relaxed) / FLOOD.as_secs());
+        for (agent, (series, memory)) in self.agents.iter().zip(before) {
+            let (series_after, memory_after) = size(agent)?;
+            let (more, grown) = (series_after.saturating_sub(series), memory_after.saturating_sub(memory));
+            let mut bounded = |what: &str, right: String, found: String, good| {
+                let what = format!("flood from {} addresses: {what}", SOURCES.1);
+                report.load.push(Load { what, rate: rate.clone(), right, found, good });
+            };
+            let mebibytes = |bytes: u64| format!("{} MiB", bytes >> 20);
+            bounded("more series", format!("<= {MORE_SERIES}"), more.to_string(), more <= MORE_SERIES);
+            let right = format!("<= {}", mebibytes(MORE_MEMORY));
+            bounded("more memory", right, mebibytes(grown), grown <= MORE_MEMORY);
         }
         Ok(())
     }

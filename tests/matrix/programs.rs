@@ -52,13 +52,11 @@ pub fn clsact_action(site: &Site<'_>) -> Result<Held> {
     Ok(None)
 }
 
-/// Needs a kernel with netkit, and a pod whose device is one.
-pub fn netkit(_site: &Site<'_>) -> Result<Held> {
-    let symbols = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
-    if symbols.lines().any(|line| line.contains(" netkit_xmit")) {
-        anyhow::bail!("the mesh's pods are joined by veth devices, not by netkit");
-    }
-    anyhow::bail!("this kernel has no netkit devices (CONFIG_NETKIT)")
+/// Where network plugins put a pod's egress policy: at the pod's end, whose program the node's end owns.
+pub fn netkit(site: &Site<'_>) -> Result<Held> {
+    site.mesh.join_by_netkit(&site.lane.client).context("this kernel has no netkit devices (CONFIG_NETKIT)")?;
+    let (node, device) = site.mesh.node_side(&site.lane.client)?;
+    on_device(node, &device, bpf::NETKIT_PEER, 0)
 }
 
 pub fn xdp_generic(site: &Site<'_>) -> Result<Held> {

@@ -164,7 +164,8 @@ fn a_rejecting_rule_answers_before_it_drops() -> Result<()> {
         assert!(is_from_client(&sent.tuple, "10.2.0.2", port), "{sent:?}");
         let dropped = drops(&events).into_iter().find(|drop| drop.tuple == sent.tuple);
         let dropped = dropped.with_context(|| format!("{port}: {events:?}"))?;
-        assert!(dropped.header.timestamp - sent.header.timestamp < 50_000_000, "the rule's two acts are one moment");
+        // One moment, unless the processor is taken away in between.
+        assert!(dropped.header.timestamp - sent.header.timestamp < 500_000_000, "{sent:?} {dropped:?}");
     }
     Ok(())
 }
@@ -176,7 +177,7 @@ fn a_listener_that_answers_again_shows_that_the_way_back_is_blocked() -> Result<
     for server in SERVERS {
         let events = world.observe(|world| {
             let attempt =
-                Attempt { timeout: Duration::from_millis(1500), ..Attempt::new(Protocol::Tcp, address(server, 8080)?) };
+                Attempt { timeout: Duration::from_millis(2500), ..Attempt::new(Protocol::Tcp, address(server, 8080)?) };
             assert_eq!(attempt.run(&world.client)?.outcome, Outcome::GaveUp);
             Ok(())
         })?;

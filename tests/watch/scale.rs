@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use harness::aims;
 use harness::apiserver::ApiServer;
+use harness::{aims, usage};
 use serde_json::{Value, json};
 use weir::cluster::change::Change;
 use weir::cluster::watch::{Settings as Watched, start};
@@ -205,19 +205,14 @@ fn now_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(0))
 }
 
-/// User and system time of this process, seconds (`proc(5)`, fields 14 and 15 of `stat`, 100 ticks a second).
+/// User and system time of this process, seconds.
 fn cpu_seconds() -> Result<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let after = stat.rsplit_once(')').context("no name in stat")?.1;
-    let ticks = after.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
-    Ok(ticks.sum::<Result<f64, _>>()? / 100.0)
+    Ok(usage::processor_time(std::process::id())?.as_secs_f64())
 }
 
 /// Resident memory, MiB.
 fn rss() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? / 1024)
+    Ok(usage::resident(std::process::id())? >> 20)
 }
 
 fn fill(server: &ApiServer, a: &Arguments) {

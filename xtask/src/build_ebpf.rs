@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
@@ -39,15 +39,19 @@ pub enum Toolchain {
 /// The toolchain to use, the distribution's first: it needs nothing built.
 pub fn toolchain() -> Option<Toolchain> {
     let system = PathBuf::from("/usr/bin/rustc");
-    if let Some(libraries) = tools::output(&system, &["--print", "target-libdir", "--target", TARGET])
-        && fs::read_dir(libraries).is_ok_and(|mut files| {
-            files.any(|file| file.is_ok_and(|file| file.file_name().to_string_lossy().starts_with("libcore-")))
-        })
-    {
+    if has_core(&system, TARGET) {
         return Some(Toolchain::System(system));
     }
     let sysroot = tools::output("rustc", &["+nightly", "--print", "sysroot"])?;
     PathBuf::from(sysroot).join("lib/rustlib/src/rust/library/core").is_dir().then_some(Toolchain::Nightly)
+}
+
+/// Has this compiler a prebuilt core for this target?
+pub fn has_core(rustc: &Path, target: &str) -> bool {
+    let Some(libraries) = tools::output(rustc, &["--print", "target-libdir", "--target", target]) else { return false };
+    fs::read_dir(libraries).is_ok_and(|mut files| {
+        files.any(|file| file.is_ok_and(|file| file.file_name().to_string_lossy().starts_with("libcore-")))
+    })
 }
 
 /// Builds what is stale and returns the object's path, below which the agent's `build.rs` looks. Sets up what is missing.

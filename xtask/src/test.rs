@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build_ebpf, setup, tools};
+use crate::{build_ebpf, setup, tools, vm_test};
 
 /// `cargo xtask test`
 #[derive(clap::Args)]
@@ -61,6 +61,13 @@ impl Test {
         tools::run(build.args(["build", "--quiet", "--package", "weir", "--package", "weir-tests", "--bins"]))?;
         tally.cargo_test(tools::cargo().args(["test", "--workspace", "--no-fail-fast"]), filter.as_deref(), 2)?;
         let mut root = tools::cargo();
+        if filter.is_none() {
+            // For a container here, and for the guests below.
+            match vm_test::static_agent() {
+                Ok(agent) => drop(root.env("WEIR_STATIC", agent)),
+                Err(error) => tally.fail(format!("static programs: {error:#}")),
+            }
+        }
         root.args(["test", "--package", "weir-tests", "--features", "root", "--no-fail-fast"]);
         for target in ROOT_TARGETS {
             root.args(["--test", target]);
@@ -75,6 +82,7 @@ impl Test {
         }
         if filter.is_none() {
             tally.conformance();
+            tally.kernels();
         }
         tally.close(begin)
     }
@@ -88,10 +96,7 @@ impl Tally {
         println!("{name}: {} ({:.0} s)", if good.is_ok() { "ok" } else { "FAILED" }, begin.elapsed().as_secs_f64());
         match good {
             Ok(()) => self.passed += 1,
-            Err(error) => {
-                self.failed += 1;
-                self.failures.push(format!("{name}: {error:#}"));
-            }
+            Err(error) => self.fail(format!("{name}: {error:#}")),
         }
     }
 
@@ -129,8 +134,7 @@ impl Tally {
         self.passed += counted.0;
         self.failed += counted.1;
         if !status.success() && counted.1 == 0 {
-            self.failed += 1;
-            self.failures.push(format!("`{shown}` ended with {status}"));
+            self.fail(format!("`{shown}` ended with {status}"));
         }
         Ok(())
     }
@@ -145,6 +149,28 @@ impl Tally {
             return;
         }
         self.check("conformance", tools::cargo().args(["xtask", "conformance"]).args(folders));
+    }
+
+    /// Other kernels under QEMU, where it can be had and Debian's packages can.
+    fn kernels(&mut self) {
+        println!("\ncargo xtask vm-test --quick");
+        if let Err(error) = vm_test::possible() {
+            return self.skip(format!("other kernels: {error:#}"));
+        }
+        match vm_test::quick() {
+            Ok(verdicts) => verdicts.into_iter().for_each(|(name, ending)| match ending {
+                Ok(vm_test::Ending::Passed(_)) => self.passed += 1,
+                Ok(ending @ vm_test::Ending::NotFetched(_)) => self.skip(format!("kernel {name}: {ending}")),
+                Ok(ending) => self.fail(format!("kernel {name}: {ending}")),
+                Err(error) => self.fail(format!("kernel {name}: {error:#}")),
+            }),
+            Err(error) => self.fail(format!("other kernels: {error:#}")),
+        }
+    }
+
+    fn fail(&mut self, what: String) {
+        self.failed += 1;
+        self.failures.push(what);
     }
 
     fn skip(&mut self, reason: String) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::JoinedDrop;
 use super::open::{FlowKey, key};
-use super::table::{HOLD, JOIN};
+use super::table::ANSWER;
 use crate::observation::{PacketDrop, Tuple};
 use crate::time::Time;
 
@@ -31,7 +31,7 @@ impl Memory {
     /// Did this machine answer the very packet with an ICMP error?
     pub fn was_answered(&self, e: &PacketDrop) -> bool {
         let sent = self.unreachable.get(&(key(&e.tuple), e.tuple.source_port));
-        sent.is_some_and(|at| at.distance(e.at) <= JOIN)
+        sent.is_some_and(|at| at.distance(e.at) <= ANSWER)
     }
 
     /// Forgets what is more than `max` of a kind, and now and then what is old. Called with every event: looking through all
@@ -43,7 +43,7 @@ impl Memory {
             self.seen.retain(|_, at| !old(*at));
             self.drops.retain(|_, (d, _)| !old(d.at));
             self.errors.retain(|_, (at, _)| !old(*at));
-            self.unreachable.retain(|_, at| at.plus(HOLD) >= now);
+            self.unreachable.retain(|_, at| at.plus(ANSWER) >= now);
         }
         bound(&mut self.seen, max);
         bound(&mut self.drops, max);

@@ -104,6 +104,36 @@ fn a_change_is_given_time_and_old_evidence_never_proves_the_new_decision() {
 }
 
 #[test]
+fn what_speaks_against_the_policies_may_be_the_first_sign_of_a_change() {
+    let mut engine = engine(&[]);
+    let states = |engine: &mut Engine| -> Vec<State> {
+        std::iter::from_fn(|| engine.poll_transition())
+            .filter(|t| &*t.flow == "sidecar-xds")
+            .filter_map(|t| t.to)
+            .collect()
+    };
+    connect(&mut engine, 20_000, t::WEB, t::ISTIOD, 15012, End::Established);
+    // The network plugin is ahead of the API server's word to the agent.
+    connect(&mut engine, 30_000, t::WEB, t::ISTIOD, 15012, End::Dropped);
+    apply(&mut engine, 30_900, t::default_deny("app"));
+    engine.handle_timeout(at(31_100));
+    connect(&mut engine, 40_000, t::WEB, t::ISTIOD, 15012, End::Dropped);
+    engine.handle_timeout(at(41_500));
+    t::delete(&mut engine, 50_000, Kind::NetworkPolicy, "app", "default-deny");
+    engine.handle_timeout(at(50_200));
+    connect(&mut engine, 60_000, t::WEB, t::ISTIOD, 15012, End::Established);
+    engine.handle_timeout(at(61_500));
+    let told = states(&mut engine);
+    assert!(!told.contains(&State::Unexplained) && told.contains(&State::Denied), "{told:?}");
+    // It stays like that: no change is coming. New evidence of the same does not begin the wait anew.
+    for ms in [70_000, 70_600, 71_200] {
+        connect(&mut engine, ms, t::WEB, t::ISTIOD, 15012, End::Dropped);
+        engine.handle_timeout(at(ms + 200));
+    }
+    assert_eq!(xds(&engine, 71_500).state, State::Unexplained);
+}
+
+#[test]
 fn the_same_object_again_is_no_edit() {
     let mut engine = engine(&[t::default_deny("app")]);
     connect(&mut engine, 20_000, t::WEB, t::ISTIOD, 15012, End::Dropped);

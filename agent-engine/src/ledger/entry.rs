@@ -143,9 +143,7 @@ impl Entry {
                 return false;
             };
             if admission != slot.admission {
-                slot.admission = admission;
-                slot.valid_from = edited;
-                slot.settled = edited.plus(grace);
+                slot.judge_again(admission, edited, edited.plus(grace));
             }
             true
         });
@@ -185,7 +183,7 @@ impl Entry {
         }
         let judged = self.slots.iter().filter(|(_, slot)| slot.admission == self.judged.admission);
         let states = judged.filter_map(|(instance, slot)| {
-            let (evidence, seen, in_grace) = slot.evidence(oldest);
+            let (evidence, seen, in_grace) = slot.evidence(c.now, oldest);
             let seen = seen?;
             let lost = lost.is_some_and(|at| seen.attempt.started <= at);
             let drops_lost = c.drops_unseen || drops_lost.is_some_and(|at| seen.attempt.started <= at);

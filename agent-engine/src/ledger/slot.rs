@@ -1,11 +1,16 @@
 //! What was seen of one instance of a pair, and what it is worth now.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::attempt::{Attempt, Outcome};
 use crate::policy::{Admission, Endpoint};
 use crate::time::Time;
 use crate::verdict::Evidence;
+
+/// How much later than the network plugin an agent may hear of a policy. Until then what speaks against the policies may as well
+/// be the first sign of a change.
+const HEARSAY: Duration = Duration::from_secs(1);
 
 /// An attempt as evidence.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +32,8 @@ pub struct Slot {
     pub settled: Time,
     /// Where it may have led: one destination, or the backends of a Service whose translation was not seen.
     pub candidates: Vec<Endpoint>,
+    /// Since when what is seen speaks against the policies, without a break.
+    against: Option<Time>,
     established: Option<Seen>,
     denied: Option<Seen>,
     answer_dropped: Option<Seen>,
@@ -62,11 +69,20 @@ impl Slot {
             valid_from,
             settled,
             candidates,
+            against: None,
             established: None,
             denied: None,
             answer_dropped: None,
             failed: None,
         }
+    }
+
+    /// The policies say something else from `edited` on; `settled` as in the field.
+    pub fn judge_again(&mut self, admission: Admission, edited: Time, settled: Time) {
+        self.admission = admission;
+        self.valid_from = edited;
+        self.settled = settled;
+        self.against = None;
     }
 
     /// Takes in an attempt.
@@ -81,6 +97,17 @@ impl Slot {
         if place.as_ref().is_none_or(|old| old.at <= at) {
             *place = Some(Seen { at, attempt });
         }
+        match (self.admission, evidence) {
+            _ if at < self.valid_from => {}
+            (Admission::NotAdmitted, Evidence::Established)
+            | (Admission::Admitted, Evidence::Denied | Evidence::AnswerDropped) => {
+                self.against.get_or_insert(at);
+            }
+            (Admission::NotAdmitted, Evidence::Denied) | (Admission::Admitted, Evidence::Established) => {
+                self.against = None;
+            }
+            _ => {}
+        }
     }
 
     /// When something was last seen.
@@ -90,9 +117,9 @@ impl Slot {
         all.into_iter().flatten().map(|s| s.at).max().unwrap_or_default()
     }
 
-    /// What counts of all that was seen since `oldest`, and whether it is put down to lag.
+    /// What counts at `now` of all that was seen since `oldest`, and whether it is put down to lag.
     #[must_use]
-    pub fn evidence(&self, oldest: Time) -> (Evidence, Option<&Seen>, bool) {
+    pub fn evidence(&self, now: Time, oldest: Time) -> (Evidence, Option<&Seen>, bool) {
         let all = [
             (Evidence::Established, &self.established),
             (Evidence::Denied, &self.denied),
@@ -101,13 +128,12 @@ impl Slot {
         ];
         let counts = |s: &&Seen| s.at >= self.valid_from && s.at >= oldest;
         let all = all.map(|(kind, seen)| (kind, seen.as_ref().filter(counts)));
-        let is_lag = |kind: Evidence, seen: &Seen| {
-            let disagrees = matches!(
-                (self.admission, kind),
-                (Admission::NotAdmitted, Evidence::Established)
-                    | (Admission::Admitted, Evidence::Denied | Evidence::AnswerDropped | Evidence::Failed)
-            );
-            disagrees && seen.at < self.settled
+        let hearsay = self.against.is_some_and(|since| now < since.plus(HEARSAY));
+        let is_lag = |kind: Evidence, seen: &Seen| match (self.admission, kind) {
+            (Admission::NotAdmitted, Evidence::Established)
+            | (Admission::Admitted, Evidence::Denied | Evidence::AnswerDropped) => seen.at < self.settled || hearsay,
+            (Admission::Admitted, Evidence::Failed) => seen.at < self.settled,
+            _ => false,
         };
         let settled = all.map(|(kind, seen)| (kind, seen.filter(|s| !is_lag(kind, s))));
         match weigh(settled) {

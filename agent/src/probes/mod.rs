@@ -27,6 +27,7 @@ mod error;
 pub mod host;
 mod load;
 mod programs;
+mod skips;
 pub mod symbols;
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
@@ -129,6 +130,7 @@ pub struct Probes {
     counters: PerCpuArray<MapData, u64>,
     timer: Interval,
     malformed: u64,
+    skips: skips::Skips,
     kallsyms: PathBuf,
     ebpf: Ebpf,
 }
@@ -195,6 +197,7 @@ impl Probes {
             counters,
             timer,
             malformed: 0,
+            skips: skips::Skips::new(&ebpf),
             kallsyms: settings.kallsyms.clone(),
             ebpf,
         })
@@ -273,12 +276,10 @@ impl Probes {
         }
     }
 
-    /// Runs that the kernel skipped because the same program was already running on that CPU, by stage: one per program, for
-    /// a missed drop is another loss than a missed attempt.
+    /// Runs that the kernel skipped because the same program was already running on that CPU, by stage.
     #[must_use]
     pub fn skipped_runs(&self) -> Vec<(&'static str, u64)> {
-        let skipped = |name| self.ebpf.program(name).and_then(skipped_runs).unwrap_or(0);
-        programs::PROGRAMS.iter().map(|program| (program.stage, skipped(program.name))).collect()
+        self.skips.read()
     }
 }
 
@@ -291,14 +292,6 @@ fn useless(status: &[ProbeStatus], types: btf::KernelTypes) -> ProbeError {
         _ if host::lockdown().as_deref() == Some("confidentiality") => ProbeError::Lockdown,
         _ => ProbeError::None { reason: status.iter().find_map(reason).unwrap_or_default() },
     }
-}
-
-/// `recursion_misses` of the program, from its file descriptor's `fdinfo` (5.12 and later).
-fn skipped_runs(program: &aya::programs::Program) -> Option<u64> {
-    use std::os::fd::{AsFd as _, AsRawFd as _};
-    let fd = program.fd().ok()?.as_fd().as_raw_fd();
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
 }
 
 /// The agent's task may move between threads.

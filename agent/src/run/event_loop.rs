@@ -30,6 +30,8 @@ use crate::outputs::{AgentView, Known, PartView, ProbeView, Request, View, log};
 
 /// Readers that come shortly after one another get the same view.
 const VIEW_AGE: Duration = Duration::from_millis(100);
+/// Timers of the engine that are due so shortly after one another go off together.
+const TOGETHER: Duration = Duration::from_millis(20);
 /// Changes of objects taken in at a time: observations come between.
 const CHANGES: usize = 256;
 /// How old an answer may be that an attempt waits for.
@@ -41,6 +43,9 @@ const MAX_LOGGED: usize = 50;
 pub trait Observer: Send + 'static {
     /// Waits for observations and appends them. Dropping the future loses none.
     fn next(&mut self, batch: &mut Vec<Observation>) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// Appends what is there already, without waiting.
+    fn drain(&mut self, batch: &mut Vec<Observation>);
 
     /// Which probes there are.
     fn probes(&self) -> Vec<ProbeView>;
@@ -62,6 +67,8 @@ pub struct EventLoop<O> {
     clock: Clock,
     observer: O,
     recorder: Option<Recorder>,
+    /// Up to when the engine was told what happened.
+    reached: Time,
     lost: Vec<(&'static str, u64)>,
     lookups: Option<Lookups>,
     events: Option<Events>,
@@ -99,6 +106,7 @@ impl<O: Observer> EventLoop<O> {
             clock,
             observer,
             recorder,
+            reached: Time(0),
             lost: Vec::new(),
             lookups,
             events,
@@ -124,45 +132,46 @@ impl<O: Observer> EventLoop<O> {
         mut requests: mpsc::Receiver<Request>,
         stop: impl Future<Output = ()>,
     ) -> anyhow::Result<()> {
+        self.reached = self.clock.now();
         self.look_at_probes();
         let mut batch = Vec::new();
         let mut changed = Vec::new();
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tokio::pin!(stop);
         loop {
-            let due = [self.engine.poll_timeout(), self.watchers.poll_timeout()].into_iter().flatten().min();
+            let engine = self.engine.poll_timeout().map(|due| due.max(self.reached.plus(TOGETHER)));
+            let due = [engine, self.watchers.poll_timeout()].into_iter().flatten().min();
             let timeout = due.map(|time| sleep_until(self.clock.instant(time)));
-            let decided = self.watchers.poll_timeout().map(|time| sleep_until(self.clock.instant(time)));
             tokio::select! {
                 () = &mut stop => break,
-                seen = self.observer.next(&mut batch) => {
-                    seen?;
-                    // Loss first: what follows it must not be believed more than it deserves.
-                    self.count_lost();
-                    self.observe(&mut batch);
+                seen = self.observer.next(&mut batch) => seen.map(|()| self.catch_up(&mut batch))?,
+                1.. = changes.recv_many(&mut changed, CHANGES) => {
+                    self.catch_up(&mut batch);
+                    changed.drain(..).for_each(|c| self.change(c));
                 }
-                1.. = changes.recv_many(&mut changed, CHANGES) => changed.drain(..).for_each(|c| self.change(c)),
-                Some(change) = received(&mut candidates) => self.change(change),
+                Some(change) = received(&mut candidates) => {
+                    self.catch_up(&mut batch);
+                    self.change(change);
+                }
                 Some(request) = requests.recv() => match request {
                     // A reader that has gone away needs nothing.
                     Request::Alive(reader) => drop(reader.send(())),
                     Request::View(reader) => self.show(reader),
                     Request::Watch(lines) => self.watchers.add(lines),
                     Request::Known(reader) => drop(reader.send(self.known())),
-                    Request::Record(reader) => self.taps.add(self.clock.now(), &self.engine, reader),
+                    Request::Record(reader) => self.taps.add(self.reached, &self.engine, reader),
                 },
-                () = maybe(timeout) => self.timeout(),
-                // Told of below.
-                () = maybe(decided) => {}
+                () = maybe(timeout) => self.catch_up(&mut batch),
                 _ = tick.tick() => {
-                    self.look_at_wall_clock();
                     self.count_lost();
+                    self.catch_up(&mut batch);
+                    self.look_at_wall_clock();
                     self.flush();
                 }
             }
             self.questions();
             self.transitions();
-            self.watchers.tell(self.clock.now(), &mut self.engine);
+            self.watchers.tell(self.reached, &mut self.engine);
             self.watch()?;
         }
         self.flush();
@@ -180,18 +189,34 @@ impl<O: Observer> EventLoop<O> {
         Ok(())
     }
 
-    fn observe(&mut self, batch: &mut Vec<Observation>) {
+    /// Tells the engine what happened until now, each event at its own time, and then what time it is. An agent that was not
+    /// scheduled for a while would otherwise decide, by a clock that has gone on, that something did not come which waits in
+    /// the buffer: a route's drop after its "prohibited", and a rule would be accused.
+    fn catch_up(&mut self, batch: &mut Vec<Observation>) {
         let now = self.clock.now();
+        self.observer.drain(batch);
+        if !batch.is_empty() {
+            // Loss first: what follows it must not be believed more than it deserves.
+            self.count_lost();
+        }
         for observation in batch.drain(..) {
-            self.note(now, || Input::Observe(observation.clone()));
+            let at = observation.at().min(now).max(self.reached);
+            self.reached = at;
+            self.note(at, || Input::Observe(observation.clone()));
             self.meet(&observation);
-            self.engine.observe(now, &observation);
-            self.watchers.observe(now, &observation);
+            self.engine.observe(at, &observation);
+            self.watchers.observe(at, &observation);
+        }
+        self.reached = self.reached.max(now);
+        if self.engine.poll_timeout().is_some_and(|due| due <= self.reached) {
+            self.note(self.reached, || Input::Timeout);
+            self.engine.handle_timeout(self.reached);
         }
     }
 
     fn change(&mut self, change: Change) {
-        let now = self.clock.now();
+        // Not the clock's time: nobody has looked since what the kernel did.
+        let now = self.reached;
         match change {
             Change::Apply { object, origin } => {
                 if self.is_recorded() {
@@ -293,17 +318,11 @@ impl<O: Observer> EventLoop<O> {
         }
     }
 
-    fn timeout(&mut self) {
-        let now = self.clock.now();
-        self.note(now, || Input::Timeout);
-        self.engine.handle_timeout(now);
-    }
-
     /// What the kernel does not show is told once, before anything is made of its absence.
     fn look_at_probes(&mut self) {
         let unseen = unseen(&self.agent.probes);
         if unseen != Unseen::default() {
-            let now = self.clock.now();
+            let now = self.reached;
             self.note(now, || Input::Unseen(unseen));
             self.engine.unseen(now, unseen);
         }
@@ -312,7 +331,7 @@ impl<O: Observer> EventLoop<O> {
     fn look_at_wall_clock(&mut self) {
         if let Some(offset_ns) = self.clock.wall_clock_set() {
             info!("the wall clock was set; times are shown by it from now on");
-            self.note(self.clock.now(), || Input::WallClock { offset_ns });
+            self.note(self.reached, || Input::WallClock { offset_ns });
             self.engine.wall_clock(offset_ns);
             self.latest = None;
         }
@@ -328,6 +347,7 @@ impl<O: Observer> EventLoop<O> {
                 warn!(stage, count, "events were lost; what they would have proven stays unknown");
                 self.note(now, || Input::Lost { stage: (*stage).to_owned(), count });
                 self.engine.lost(now, stage, count);
+                self.reached = now;
             }
         }
         self.lost = lost;

@@ -49,6 +49,11 @@ impl Observer for Kernel {
         Ok(())
     }
 
+    fn drain(&mut self, batch: &mut Vec<Observation>) {
+        self.probes.drain(&mut self.events);
+        batch.extend(self.events.drain(..).filter_map(|event| self.decoder.decode(&event)));
+    }
+
     fn probes(&self) -> Vec<ProbeView> {
         self.probes.status().iter().map(ProbeView::from).collect()
     }

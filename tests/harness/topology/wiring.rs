@@ -108,6 +108,37 @@ fn links(topology: &Topology) -> Vec<Link> {
     numbered.map(|(index, [a, b])| Link { ends: [with_mac(index, 1, a), with_mac(index, 2, b)] }).collect()
 }
 
+/// Joins a pod and its node by a netkit device in place of their veth pair; devices keep their names.
+///
+/// `ip` need not know the kind: without options the kernel makes an L3 pair that passes everything (drivers/net/netkit.c).
+///
+/// # Errors
+/// The kernel has no netkit devices (CONFIG_NETKIT, from 6.7 on).
+pub(crate) fn join_by_netkit(topology: &Topology, pod: usize) -> Result<()> {
+    let wanted = pod_device(pod);
+    let link = links(topology).into_iter().find(|link| link.ends[1].1 == wanted && link.ends[0].0 == Host::Pod(pod));
+    let link = link.with_context(|| format!("no link leads to {wanted}"))?;
+    let hosts = [link.ends[0].0, link.ends[1].0];
+    let [inside, node] = hosts.map(|host| namespace(topology, host));
+    let (inside, node) = (inside?, node?);
+    node.ip(&format!("link add name nk-{wanted} type netkit\n"))?;
+    // The kernel named the other end; `ip` shows it as `nk-pod7@nk0`.
+    let shown = node.tool("ip", &["-oneline", "link", "show", "dev", &format!("nk-{wanted}")], "")?;
+    let peer = shown.split_once('@').and_then(|(_, rest)| rest.split_once(':')).map(|(peer, _)| peer);
+    let peer = peer.with_context(|| format!("no other end in `{}`", shown.trim()))?;
+    node.ip(&format!(
+        "link del {wanted}\nlink set {peer} netns {} name eth0\nlink set nk-{wanted} name {wanted}\n",
+        inside.name()
+    ))?;
+    let mut batches = BTreeMap::from(hosts.map(|host| (host, String::new())));
+    addresses(topology, hosts[0], batches.entry(hosts[0]).or_default());
+    routes(topology, &link, &mut batches);
+    for (host, namespace) in [(hosts[0], inside), (hosts[1], node)] {
+        namespace.ip(&batches.remove(&host).unwrap_or_default())?;
+    }
+    Ok(())
+}
+
 /// Loopback carries the addresses of nodes and the outside, so that they stand whatever link a packet comes by.
 fn addresses(topology: &Topology, host: Host, batch: &mut String) {
     let plan = &topology.plan;

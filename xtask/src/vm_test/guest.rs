@@ -1,4 +1,4 @@
-//! The first file system of a guest: programs with their shared libraries, modules, and what to run.
+//! The first file system of a guest: programs, modules, and what to run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,8 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use cpio::{NewcBuilder, newc::ModeFileType, write_cpio};
 
-use super::kernels::Files;
-use crate::tools;
+use super::{kernels::Files, programs::Programs, userland::Userland};
 
 /// What the tests use of the kernel that Debian builds as modules. A kernel that has one built in or not at all goes without.
 const MODULES: [&str; 50] = [
@@ -68,34 +67,17 @@ const MODULES: [&str; 50] = [
     "nf_conntrack_netlink",
 ];
 
-/// Programs of this machine that the tests call.
-const TOOLS: [&str; 7] = ["ip", "nft", "tc", "iptables-legacy", "ip6tables-legacy", "iptables-nft", "ip6tables-nft"];
-
-/// What the iptables programs load at run time.
-const EXTENSIONS: [&str; 2] = ["libxt_standard.so", "libxt_NFQUEUE.so"];
-
-/// Writes the file system beside the kernel. `programs`: the agent, process 1, the matrix, the tests.
-pub fn build(kernel: &Files, programs: &[PathBuf], commands: &[String]) -> Result<PathBuf> {
+/// Writes the file system beside the kernel.
+pub fn build(kernel: &Files, programs: &Programs, userland: &Userland, commands: &[String]) -> Result<PathBuf> {
     let mut tree = Tree::default();
-    let [agent, init, matrix, tests] = programs else { anyhow::bail!("four programs make a guest") };
+    let Programs { agent, init, matrix, tests } = programs;
     for (source, target) in [(agent, "bin/weir"), (init, "init"), (matrix, "bin/weir-matrix"), (tests, "bin/probes")] {
-        tree.program(source, target)?;
+        tree.add(target, fs::read(source).with_context(|| source.display().to_string())?, 0o755);
     }
-    for name in TOOLS {
-        let path = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().map(|folder| Path::new(folder).join(name));
-        let path = path.into_iter().find(|path| path.is_file());
-        let path = path.with_context(|| format!("no `{name}` on this machine: run `cargo xtask setup`"))?;
-        tree.program(&path, &format!("bin/{name}"))?;
+    for (path, bytes) in userland.files()? {
+        tree.add(&path, bytes, 0o755);
     }
-    for folder in fs::read_dir("/usr/lib").into_iter().flatten().flatten() {
-        for name in EXTENSIONS {
-            let path = folder.path().join("xtables").join(name);
-            if let Ok(bytes) = fs::read(&path) {
-                tree.add(&path.to_string_lossy(), bytes, 0o755);
-            }
-        }
-    }
-    let order = modules(&kernel.folder, &mut tree)?;
+    let order = modules(&kernel.packages, &mut tree)?;
     tree.add("modules/order", order.into_bytes(), 0o644);
     tree.add("commands", (commands.join("\n") + "\n").into_bytes(), 0o644);
     let path = kernel.folder.join("initrd");
@@ -109,20 +91,7 @@ struct Tree(BTreeMap<String, (Vec<u8>, u32)>);
 
 impl Tree {
     fn add(&mut self, path: &str, bytes: Vec<u8>, mode: u32) {
-        self.0.insert(path.trim_start_matches('/').to_owned(), (bytes, mode));
-    }
-
-    /// A program without its debug information, and the libraries that `ldd` names.
-    fn program(&mut self, source: &Path, target: &str) -> Result<()> {
-        let bytes = stripped(source).unwrap_or(fs::read(source).with_context(|| source.display().to_string())?);
-        self.add(target, bytes, 0o755);
-        let text = tools::output("ldd", &[&source.display().to_string()]).unwrap_or_default();
-        for library in text.split_whitespace().filter(|word| word.starts_with('/')) {
-            if !self.0.contains_key(library.trim_start_matches('/')) {
-                self.add(library, fs::read(library).with_context(|| library.to_owned())?, 0o755);
-            }
-        }
-        Ok(())
+        self.0.insert(path.to_owned(), (bytes, mode));
     }
 
     fn write(&self, path: &Path) -> Result<()> {
@@ -151,15 +120,6 @@ impl Tree {
 
 fn entry(name: &str, kind: ModeFileType, mode: u32) -> NewcBuilder {
     NewcBuilder::new(name).mode(mode).set_mode_file_type(kind)
-}
-
-fn stripped(program: &Path) -> Option<Vec<u8>> {
-    let target = tools::target().join("vm/stripped");
-    let done = Command::new("strip").arg("--strip-all").arg("-o").arg(&target).arg(program).status().ok()?;
-    if !done.success() {
-        return None;
-    }
-    fs::read(target).ok()
 }
 
 /// Adds the modules and what they depend on; the names in the order in which they can be loaded.

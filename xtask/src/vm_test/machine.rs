@@ -15,13 +15,12 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::kernels;
+use super::{apt, architecture::Architecture};
 use crate::{setup, tools};
-
-const QEMU: &str = "qemu-system-x86_64";
 
 /// A QEMU that can be started.
 pub struct Qemu {
+    architecture: Architecture,
     processors: u32,
 }
 
@@ -36,14 +35,17 @@ pub enum Ending {
     Panicked(String),
     /// It did not stop in time: the last line on its console.
     Hung(Duration, String),
+    /// It was not begun: what could not be fetched.
+    NotFetched(String),
 }
 
 impl Ending {
-    /// 0, 1, 3, 4: exit code of `vm-test`.
+    /// 0 to 4: exit code of `vm-test`.
     pub fn code(&self) -> u8 {
         match self {
             Self::Passed(_) => 0,
             Self::Failed(..) => 1,
+            Self::NotFetched(_) => 2,
             Self::Panicked(_) => 3,
             Self::Hung(..) => 4,
         }
@@ -70,16 +72,26 @@ impl fmt::Display for Ending {
             Self::Passed(summary) => write!(f, "passed: {summary}"),
             Self::Failed(code, what) => write!(f, "FAILED: {what} (exit {code})"),
             Self::Panicked(line) => write!(f, "KERNEL PANIC: {line}"),
+            Self::NotFetched(why) => write!(f, "not run: {why}"),
             Self::Hung(limit, line) => write!(f, "HUNG: not done after {} s; last: {line}", limit.as_secs()),
         }
     }
 }
 
-/// `12 passed; …` of the tests' closing line.
+/// The closing lines of the matrix and of the tests.
 fn summary(console: &str) -> String {
-    let results = console.lines().filter_map(|line| line.trim_end().strip_prefix("test result: ok. "));
-    let results: Vec<_> = results.filter_map(|line| line.split(';').next()).collect();
-    if results.is_empty() { "no test ran".to_owned() } else { results.join(", ") }
+    let lines = || console.lines().map(str::trim_end);
+    let mut parts: Vec<String> = Vec::new();
+    // 298 cells on 6.1.0-56-cloud-amd64: 298 as they should be, 0 not, 0 below the floor; …
+    let cells = lines().filter(|line| line.contains(" below the floor; ")).filter_map(|line| line.split(';').next());
+    parts.extend(cells.map(str::to_owned));
+    let results = lines().filter_map(|line| line.strip_prefix("test result: ok. ")?.split(';').next());
+    parts.extend(results.map(|passed| passed.replace(" passed", " probe tests passed")));
+    let skipped = lines().filter(|line| line.starts_with("SKIPPED: ")).count();
+    if skipped > 0 {
+        parts.push(format!("{skipped} skipped"));
+    }
+    if parts.is_empty() { "no test ran".to_owned() } else { parts.join("; ") }
 }
 
 fn failures(console: &str) -> String {
@@ -95,34 +107,37 @@ fn failures(console: &str) -> String {
 }
 
 /// Finds QEMU, or installs it: from backports where the release itself has only an old one.
-pub fn ensure_qemu() -> Result<Qemu> {
-    if !tools::on_path(QEMU) {
-        install()?;
+pub fn ensure_qemu(architecture: Architecture) -> Result<Qemu> {
+    let (program, package) = architecture.qemu();
+    if !tools::on_path(program) {
+        install(program, package)?;
     }
-    let said = tools::output(QEMU, &["--version"]).with_context(|| format!("`{QEMU} --version` failed"))?;
+    let said = tools::output(program, &["--version"]).with_context(|| format!("`{program} --version` failed"))?;
     let version = said.strip_prefix("QEMU emulator version ").unwrap_or_default();
     let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    Ok(Qemu { processors: if version >= (8, 1) { 2 } else { 1 } })
+    Ok(Qemu { architecture, processors: if version >= (8, 1) { 2 } else { 1 } })
 }
 
-fn install() -> Result<()> {
+fn install(program: &str, package: &str) -> Result<()> {
     if !tools::is_root() {
-        println!("sudo apt-get install --no-install-recommends qemu-system-x86");
-        bail!("not root, and there is no {QEMU}: run the command above");
+        println!("sudo apt-get install --no-install-recommends {package}");
+        bail!("not root, and there is no {program}: run the command above");
     }
     let codename = fs::read_to_string("/etc/os-release").unwrap_or_default();
     if codename.lines().any(|line| line == "VERSION_CODENAME=bookworm") {
-        return kernels::install_from_backports("bookworm", "qemu-system-x86");
+        return apt::install_from_backports("bookworm", package);
     }
-    if setup::install_packages(&["qemu-system-x86"])? { Ok(()) } else { bail!("run the commands above") }
+    if setup::install_packages(&[package])? { Ok(()) } else { bail!("run the commands above") }
 }
 
 /// Boots the guest and reads its console until it stops or the time is over.
 pub fn run(qemu: &Qemu, image: &Path, initrd: &Path, limit: Duration, log: &Path, out: &Path) -> Result<Ending> {
-    let mut command = Command::new(QEMU);
+    let (program, _) = qemu.architecture.qemu();
+    let mut command = Command::new(program);
     command
-        .args(["-accel", "tcg,thread=multi", "-machine", "pc", "-cpu", "max", "-smp", &qemu.processors.to_string()])
+        .args(["-accel", "tcg,thread=multi", "-smp", &qemu.processors.to_string()])
+        .args(qemu.architecture.machine())
         .args(["-m", "2G", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
         // A way out of the guest for files: /dev/vport0p1, or 1p1.
         .args(["-device", "virtio-serial", "-device", "virtserialport,chardev=out", "-chardev"])
@@ -131,11 +146,12 @@ pub fn run(qemu: &Qemu, image: &Path, initrd: &Path, limit: Duration, log: &Path
         .arg(image)
         .arg("-initrd")
         .arg(initrd)
-        .args(["-append", "console=ttyS0 panic=-1 oops=panic quiet cryptomgr.notests"])
+        .arg("-append")
+        .arg(format!("console={} panic=-1 oops=panic quiet cryptomgr.notests", qemu.architecture.console()))
         .stdin(Stdio::null())
         .stdout(File::create(log).with_context(|| log.display().to_string())?)
         .stderr(Stdio::piped());
-    let mut child = command.spawn().with_context(|| format!("cannot start {QEMU}"))?;
+    let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
     let begin = Instant::now();
     let status = loop {
         match child.try_wait()? {
@@ -151,7 +167,7 @@ pub fn run(qemu: &Qemu, image: &Path, initrd: &Path, limit: Duration, log: &Path
     if status.is_some_and(|status| !status.success()) {
         let mut said = String::new();
         child.stderr.take().context("it was piped")?.read_to_string(&mut said)?;
-        bail!("{QEMU}: {}", said.trim());
+        bail!("{program}: {}", said.trim());
     }
     let console = String::from_utf8_lossy(&fs::read(log)?).replace('\r', "");
     fs::write(log, &console)?;
@@ -165,13 +181,18 @@ mod tests {
     #[test]
     fn a_failed_test_a_panic_and_a_hang_are_told_apart() {
         let limit = Duration::from_secs(9);
-        let passed =
-            "VM: a\ntest x ... ok\ntest result: ok. 12 passed; 0 failed\nVM: a: exit 0 after 1.0 s\nVM-EXIT:0\n";
+        let passed = "VM: a\nSKIPPED: y\n7 cells on 6.1: 7 as they should be, 0 not, 0 below the floor; 0 of 0\ntest x ... ok\n\
+             test result: ok. 12 passed; 0 failed\nVM: a: exit 0 after 1.0 s\nVM-EXIT:0\n";
         let failed = "test x ... FAILED\ntest result: FAILED. 1 passed\nVM: a: exit 101 after 1.0 s\nVM-EXIT:101\n";
         let doctor = "VM: weir doctor: exit 2 after 1.0 s\nVM: a: exit 0 after 1.0 s\nVM-EXIT:2\n";
         let panicked = "VM: a\n[ 1.0] Kernel panic - not syncing: Attempted to kill init!\n[ 1.0] ---[ end\n";
         for (console, hung, code, line) in [
-            (passed, None, 0, "passed: 12 passed"),
+            (
+                passed,
+                None,
+                0,
+                "passed: 7 cells on 6.1: 7 as they should be, 0 not, 0 below the floor; 12 probe tests passed; 1 skipped",
+            ),
             (failed, None, 1, "FAILED: x (exit 101)"),
             (doctor, None, 1, "FAILED: weir doctor: exit 2 after 1.0 s (exit 2)"),
             (panicked, None, 3, "KERNEL PANIC: [ 1.0] Kernel panic - not syncing: Attempted to kill init!"),
