@@ -17,6 +17,8 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod traffic;
+#[cfg(test)]
+mod unseen_tests;
 mod view;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -441,6 +443,7 @@ fn observable(cluster: &Cluster, watched: &BTreeSet<u16>, unseen: Unseen, pair: 
     let blind = match protocol {
         Protocol::Tcp => unseen.tcp,
         Protocol::Udp => unseen.udp,
+        // None looks at it.
         Protocol::Sctp => true,
     };
     if blind {

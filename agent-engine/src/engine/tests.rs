@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Engine, Input, Snapshot, Transition, Unseen};
+use super::{Engine, Input, Snapshot, Transition};
 use crate::attempt::Outcome;
 use crate::cluster::{Kind, Origin};
 use crate::observation::{DropClass, Observation};
@@ -278,42 +278,6 @@ fn lost_drops_leave_the_absence_of_attempts_as_it_is() {
         engine.lost(at(20_500), stage, 3);
         assert_eq!(xds(&engine, 21_000).state, State::Unknown, "the drop that caused the RST may be what was lost");
     }
-}
-
-#[test]
-fn what_no_probe_of_the_node_sees_proves_nothing_by_its_absence() {
-    let blind = Unseen { drops: true, udp: true, tcp: false };
-    let mut open = engine(&[]);
-    open.unseen(at(15_000), blind);
-    assert_eq!(xds(&open, 15_001).state, State::Silent, "TCP attempts are seen");
-    for (from, end) in [(20_000, End::Reset), (40_000, End::TimedOut)] {
-        connect(&mut open, from, t::WEB, t::ISTIOD, 15012, end);
-        let view = xds(&open, from + 6_000);
-        assert_eq!(view.state, State::Unknown, "a rule may be the cause: {}", view.why);
-        assert!(view.why.ends_with("no probe of this node sees drops, so a rule may be the cause"), "{}", view.why);
-        connect(&mut open, from + 10_000, t::WEB, t::ISTIOD, 15012, End::Established);
-        assert_eq!(xds(&open, from + 11_000).state, State::Verified);
-    }
-    let dns = |engine: &Engine| {
-        let pairs = engine.snapshot(at(62_000)).pairs;
-        let dns = pairs.into_iter().find(|p| p.protocol == Protocol::Udp).expect("a pair of DNS");
-        (dns.state, dns.why)
-    };
-    let (state, why) = dns(&open);
-    assert_eq!(state, State::Unknown, "{why}");
-    assert!(why.contains("UDP") && why.contains("weir doctor"), "{why}");
-    open.unseen(at(61_000), Unseen::default());
-    assert_eq!(dns(&open).0, State::Silent);
-
-    let mut denied = engine(&[t::default_deny("app")]);
-    denied.unseen(at(15_000), blind);
-    assert_eq!(xds(&denied, 15_001).state, State::AtRisk);
-    connect(&mut denied, 20_000, t::WEB, t::ISTIOD, 15012, End::TimedOut);
-    assert_eq!(xds(&denied, 26_000).state, State::Predicted, "the drop itself was not seen");
-
-    let mut none = engine(&[]);
-    none.unseen(at(15_000), Unseen { tcp: true, ..blind });
-    assert_eq!(xds(&none, 15_001).state, State::Unknown);
 }
 
 #[test]
