@@ -153,7 +153,7 @@ impl Drop for Container {
     }
 }
 
-/// The agent linked as the image's is, from the same source; without optimisation, which is no concern of a container.
+/// The agent linked as the image's is, from the same source; less optimised, which is no concern of a container.
 pub fn static_binary() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     BUILT.get_or_init(|| build().map_err(|e| format!("{e:#}"))).clone().map_err(anyhow::Error::msg)

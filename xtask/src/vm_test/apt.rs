@@ -121,7 +121,9 @@ impl Apt {
                 shown.lines().filter_map(|line| line.strip_prefix("Depends: ")).flat_map(|line| line.split(", "));
             let mut parts: Vec<String> = depends
                 .filter_map(|package| package.split(' ').next())
-                .filter(|package| package.starts_with("linux-") && package.ends_with(version))
+                // `linux-base-…` has nothing to boot or load in it.
+                .filter(|package| ["linux-binary-", "linux-modules-"].iter().any(|part| package.starts_with(part)))
+                .filter(|package| package.ends_with(version))
                 .map(str::to_owned)
                 .collect();
             parts.sort();
