@@ -154,13 +154,14 @@ fn all(chosen: &[&'static Kernel], options: &Options) -> Result<Vec<Verdict>> {
         let mut verdicts = Vec::new();
         for kernel in chosen {
             let parts = fetched.recv().context("fetching ended early")?;
-            let begin = Instant::now();
+            let mut begin = Instant::now();
             let ending = match parts {
                 Err(error) => Ok(Ending::NotFetched(format!("{error:#}"))),
                 Ok((files, userland)) => match commons.entry(kernel.architecture) {
                     Entry::Occupied(common) => one(&files, &userland, common.into_mut(), options),
                     Entry::Vacant(vacant) => {
                         let common = vacant.insert(common(kernel.architecture)?);
+                        begin = Instant::now();
                         one(&files, &userland, common, options)
                     }
                 },
