@@ -4,6 +4,7 @@ mod fallback;
 mod filter;
 mod flood;
 mod life;
+mod skipped;
 mod tcp;
 mod udp;
 mod world;
