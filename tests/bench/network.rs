@@ -128,8 +128,10 @@ fn bulk() -> Result<f64> {
 
 fn table(rounds: &BTreeMap<Beside, Vec<Round>>, missing: &BTreeMap<Beside, String>) -> bool {
     println!(
-        "\nconnect on a watched port ({LOOP} a round) and {STREAMS} streams, medians of {ROUNDS} interleaved rounds; beside \
-         them the median of the differences from the same round without probes, and where it lies with 95 % confidence:"
+        "\nconnect on a watched port ({LOOP} a round) and {STREAMS} streams, medians of {ROUNDS} interleaved rounds;"
+    );
+    println!(
+        "beside them how far they are from the same round without probes: the median, and its 95 % confidence interval:"
     );
     println!("{:24} {:>9} {:>26} {:>10} {:>26} {:>14} {:>26}", "beside", "median", "", "p99", "", "throughput", "");
     let base = rounds.get(&Beside::Nothing).map(Vec::as_slice).unwrap_or_default();

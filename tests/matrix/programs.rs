@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::net::if_::if_nametoindex;
 
@@ -54,7 +54,12 @@ pub fn clsact_action(site: &Site<'_>) -> Result<Held> {
 
 /// Where network plugins put a pod's egress policy: at the pod's end, whose program the node's end owns.
 pub fn netkit(site: &Site<'_>) -> Result<Held> {
-    site.mesh.join_by_netkit(&site.lane.client).context("this kernel has no netkit devices (CONFIG_NETKIT)")?;
+    site.mesh.join_by_netkit(&site.lane.client).map_err(|error| {
+        match format!("{error:#}").contains("Unknown device type") {
+            true => anyhow!("this kernel has no netkit devices (CONFIG_NETKIT)"),
+            false => error,
+        }
+    })?;
     let (node, device) = site.mesh.node_side(&site.lane.client)?;
     on_device(node, &device, bpf::NETKIT_PEER, 0)
 }
