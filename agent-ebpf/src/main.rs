@@ -4,6 +4,8 @@
 #[cfg(target_arch = "bpf")]
 mod answer_retransmit;
 #[cfg(target_arch = "bpf")]
+mod attempts;
+#[cfg(target_arch = "bpf")]
 mod emit;
 #[cfg(target_arch = "bpf")]
 mod icmp_sent;

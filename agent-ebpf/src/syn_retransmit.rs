@@ -7,9 +7,10 @@ use aya_ebpf::programs::BtfTracePointContext;
 use weir_common::{AttemptRetransmit, kind};
 
 use crate::{
+    attempts::sent_again,
     emit::{emit, header, now},
     kernel::{Sock, TCP, state},
-    maps::{ATTEMPTS, Pair, RETRIED, watched},
+    maps::{Pair, RETRIED, watched},
 };
 
 #[inline(always)]
@@ -19,15 +20,7 @@ pub fn run(ctx: &BtfTracePointContext) {
         return;
     }
     let socket = sock.address();
-    let (mut started, mut retransmits) = (0, 0);
-    if let Some(attempt) = ATTEMPTS.get_ptr_mut(socket) {
-        // SAFETY: a live map value; the socket's lock keeps its events apart.
-        unsafe {
-            (*attempt).retransmits += 1;
-            started = (*attempt).started;
-            retransmits = (*attempt).retransmits;
-        }
-    }
+    let (started, retransmits) = sent_again(socket);
     let (source, destination) = sock.addresses();
     let pair = Pair { source, destination, port: sock.remote_port(), protocol: TCP, reply: 0, padding: 0 };
     let _ = RETRIED.insert(pair, 1, 0);

@@ -23,12 +23,13 @@ use aya_ebpf::{
     helpers::generated::bpf_get_socket_cookie,
     programs::SockOpsContext,
 };
-use weir_common::{Accepted, AttemptEnd, AttemptRetransmit, AttemptStart, Owner, Tuple, counter, end_flags, kind};
+use weir_common::{Accepted, AttemptEnd, AttemptRetransmit, AttemptStart, Owner, Tuple, end_flags, kind};
 
 use crate::{
+    attempts::{began, ended, sent_again},
     emit::{emit, header, now},
     kernel::{AF_INET6, TCP, bytes, is_mapped, mapped, redirected, state},
-    maps::{ATTEMPTS, Attempt, count, watched},
+    maps::watched,
 };
 
 /// Loads a member of the context. Volatile: the verifier takes loads of whole members at constant offsets only.
@@ -66,9 +67,7 @@ fn start(ctx: &SockOpsContext) {
     let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RETRANS_CB_FLAG;
     let _ = ctx.set_cb_flags(flags as i32);
     let (started, socket) = (now(), cookie(ctx));
-    if ATTEMPTS.insert(socket, Attempt { started, retransmits: 0, reset: 0 }, 0).is_err() {
-        count(counter::LOST_ATTEMPTS);
-    }
+    let _ = began(socket, started);
     emit(AttemptStart {
         header: header(kind::ATTEMPT_START, started),
         tuple: outgoing(ctx),
@@ -85,15 +84,7 @@ fn retransmit(ctx: &SockOpsContext) {
         return;
     }
     let socket = cookie(ctx);
-    let (mut started, mut retransmits) = (0, 0);
-    if let Some(attempt) = ATTEMPTS.get_ptr_mut(socket) {
-        // SAFETY: a live map value; the socket's lock keeps its events apart.
-        unsafe {
-            (*attempt).retransmits += 1;
-            started = (*attempt).started;
-            retransmits = (*attempt).retransmits;
-        }
-    }
+    let (started, retransmits) = sent_again(socket);
     emit(AttemptRetransmit {
         header: header(kind::ATTEMPT_RETRANSMIT, now()),
         tuple: outgoing(ctx),
@@ -110,9 +101,7 @@ fn end(ctx: &SockOpsContext, flags: u8) {
         return;
     }
     let socket = cookie(ctx);
-    // SAFETY: copied at once; nobody else writes this socket's entry while its state changes.
-    let attempt = unsafe { ATTEMPTS.get(socket) }.copied().unwrap_or(Attempt { started: 0, retransmits: 0, reset: 0 });
-    let _ = ATTEMPTS.remove(socket);
+    let attempt = ended(socket);
     emit(AttemptEnd {
         header: header(kind::ATTEMPT_END, now()),
         tuple: outgoing(ctx),
@@ -121,7 +110,7 @@ fn end(ctx: &SockOpsContext, flags: u8) {
         error: 0,
         soft_error: 0,
         netns: 0,
-        retransmits: if attempt.retransmits > 0xffff { 0xffff } else { attempt.retransmits as u16 },
+        retransmits: attempt.retransmits(),
         flags,
         error_origin: 0,
         error_type: 0,

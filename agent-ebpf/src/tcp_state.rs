@@ -7,12 +7,13 @@
 
 use aya_ebpf::programs::BtfTracePointContext;
 use aya_log_ebpf::warn;
-use weir_common::{Accepted, AttemptEnd, AttemptStart, counter, end_flags, kind};
+use weir_common::{Accepted, AttemptEnd, AttemptStart, end_flags, kind};
 
 use crate::{
-    emit::{emit, header, now},
+    attempts::{began, ended},
+    emit::{emit, header, may_log, now},
     kernel::{Sock, current, state},
-    maps::{ATTEMPTS, Attempt, count, watched},
+    maps::watched,
 };
 
 #[inline(always)]
@@ -34,11 +35,10 @@ fn start(ctx: &BtfTracePointContext, sock: Sock) {
     }
     let started = now();
     let socket = sock.address();
-    if let Err(errno) = ATTEMPTS.insert(socket, Attempt { started, retransmits: 0, reset: 0 }, 0) {
-        count(counter::LOST_ATTEMPTS);
-        if crate::emit::may_log(started) {
-            warn!(ctx, "an attempt could not be remembered: errno {}", errno);
-        }
+    if let Err(errno) = began(socket, started)
+        && may_log(started)
+    {
+        warn!(ctx, "an attempt could not be remembered: errno {}", errno);
     }
     emit(AttemptStart {
         header: header(kind::ATTEMPT_START, started),
@@ -56,9 +56,7 @@ fn end(sock: Sock, new: u8) {
         return;
     }
     let socket = sock.address();
-    // SAFETY: copied at once; nobody else writes this socket's entry while its state changes.
-    let attempt = unsafe { ATTEMPTS.get(socket) }.copied().unwrap_or(Attempt { started: 0, retransmits: 0, reset: 0 });
-    let _ = ATTEMPTS.remove(socket);
+    let attempt = ended(socket);
     let mut event = AttemptEnd {
         header: header(kind::ATTEMPT_END, now()),
         tuple: sock.outgoing(sock.source_port()),
@@ -67,7 +65,7 @@ fn end(sock: Sock, new: u8) {
         error: 0,
         soft_error: 0,
         netns: sock.netns(),
-        retransmits: if attempt.retransmits > 0xffff { 0xffff } else { attempt.retransmits as u16 },
+        retransmits: attempt.retransmits(),
         flags: 0,
         error_origin: 0,
         error_type: 0,
