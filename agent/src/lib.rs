@@ -4,6 +4,7 @@ pub mod cli;
 pub mod cluster;
 pub mod explain;
 mod memory;
+mod netns;
 pub mod outputs;
 pub mod probe;
 pub mod probes;

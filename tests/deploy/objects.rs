@@ -119,6 +119,8 @@ fn the_agent_has_four_capabilities_and_nothing_else() {
     for namespace in ["hostNetwork", "hostPID", "hostIPC"] {
         assert_eq!(pod[namespace], false, "{namespace}");
     }
+    let seeing = one("{hostPID: true}", "DaemonSet", "weir")["spec"]["template"]["spec"].clone();
+    assert_eq!((&seeing["hostPID"], &seeing["hostNetwork"]), (&true.into(), &false.into()));
     let legacy = container("{legacyCapabilities: true}")["securityContext"]["capabilities"]["add"].clone();
     let expected = serde_json::json!(["BPF", "PERFMON", "NET_ADMIN", "SYSLOG", "SYS_ADMIN", "SYS_RESOURCE"]);
     assert_eq!(legacy, expected);

@@ -165,7 +165,8 @@ pub const CAUSES: &[Cause] = &[
     },
     Cause {
         setup: sockets::queue_full,
-        tcp: &["timed-out", "backlog-full"],
+        act: TimesOut,
+        tcp: &["backlog-full"],
         udp: NONE,
         classes: &["resource"],
         ..fault("accept-queue", "the listener's accept queue is full", NODES)

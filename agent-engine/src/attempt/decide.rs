@@ -97,8 +97,8 @@ impl Ending {
     }
 }
 
-/// The outcome of an ended attempt.
-pub(super) fn decide(ending: &Ending, dropped: Option<&JoinedDrop>) -> Outcome {
+/// The outcome of an ended attempt. `full`: its destination's listeners were seen to have no room.
+pub(super) fn decide(ending: &Ending, dropped: Option<&JoinedDrop>, full: bool) -> Outcome {
     let by_policy = |at: &Time| dropped.is_some_and(|d| d.class.is_policy_capable() && d.at.distance(*at) <= ANSWER);
     let by_route = |at: &Time| dropped.is_some_and(|d| d.class == DropClass::Route && d.at.distance(*at) <= ANSWER);
     match ending {
@@ -114,6 +114,7 @@ pub(super) fn decide(ending: &Ending, dropped: Option<&JoinedDrop>) -> Outcome {
             Some((DropClass::Resource, Some("TCP_LISTEN_OVERFLOW"))) => Outcome::BacklogFull,
             Some(_) => Outcome::Dropped,
             None if *hasty => Outcome::Cancelled,
+            None if full => Outcome::BacklogFull,
             None => Outcome::TimedOut,
         },
     }

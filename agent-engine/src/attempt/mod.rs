@@ -1,6 +1,8 @@
 //! One connection attempt, joined from everything that was seen of it.
 
 mod decide;
+mod index;
+mod listeners;
 mod memory;
 mod open;
 mod outcome;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::decide::Ending;
+use super::listeners::Room;
 use super::table::SILENT;
 use super::{Attempt, JoinedDrop, Outcome};
 use crate::observation::{DropClass, Owner, Tuple};
@@ -34,6 +35,8 @@ pub(super) struct Open {
     pub accepted: bool,
     /// A listener of this machine answered its SYN more than once: no rule dropped it.
     pub arrived: bool,
+    /// Whether its destination's listeners have room.
+    pub room: Room,
     pub ending: Option<(Ending, Time)>,
     pub due: Time,
 }
@@ -54,6 +57,7 @@ impl Open {
             silence_reported: false,
             accepted: false,
             arrived: false,
+            room: Room::default(),
             ending: None,
             due: started.plus(SILENT),
         }
@@ -70,6 +74,11 @@ impl Open {
             Some(DropClass::Route | DropClass::Neighbour) => Outcome::Unreachable,
             _ => Outcome::Dropped,
         }
+    }
+
+    /// What is said while it hangs.
+    pub fn silent_outcome(&self) -> Outcome {
+        if self.room == Room::Full { Outcome::BacklogFull } else { Outcome::TimedOut }
     }
 
     pub fn attempt(&self, id: &Id, outcome: Outcome, at: Time, provisional: bool) -> Attempt {

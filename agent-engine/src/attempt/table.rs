@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::decide::{Answer, Ending, decide};
+use super::listeners::{self, Destination, Listeners, Room};
 use super::memory::Memory;
 use super::open::{FlowKey, Id, Open, key};
 use super::{Attempt, JoinedDrop, Outcome};
@@ -32,7 +33,7 @@ const HOLD_PROHIBITED: Duration = Duration::from_millis(750);
 /// A SYN that nobody answered for this long is reported, end or not.
 pub(super) const SILENT: Duration = Duration::from_secs(3);
 /// An attempt whose end never came: longer than `tcp_syn_retries` 6 (127 s) allows.
-const EXPIRE: Duration = Duration::from_secs(150);
+pub(super) const EXPIRE: Duration = Duration::from_secs(150);
 
 /// A UDP socket that lived shorter than this without an answer was not waiting for one.
 const ASKED_FOR_A_ROUTE: Duration = Duration::from_millis(200);
@@ -40,17 +41,18 @@ const ASKED_FOR_A_ROUTE: Duration = Duration::from_millis(200);
 /// All open attempts, bounded.
 #[derive(Clone, Debug)]
 pub struct Attempts {
-    max: usize,
-    open: BTreeMap<Id, Open>,
+    pub(super) max: usize,
+    pub(super) open: BTreeMap<Id, Open>,
     /// The newest attempt of a socket.
-    sockets: BTreeMap<u64, Time>,
-    flows: BTreeMap<FlowKey, BTreeSet<Id>>,
-    timers: BTreeSet<(Time, Id)>,
+    pub(super) sockets: BTreeMap<u64, Time>,
+    pub(super) flows: BTreeMap<FlowKey, BTreeSet<Id>>,
+    pub(super) timers: BTreeSet<(Time, Id)>,
     /// Established attempts that wait for their listener, by source and port.
-    established: BTreeMap<(IpAddr, u16), Id>,
+    pub(super) established: BTreeMap<(IpAddr, u16), Id>,
     memory: Memory,
+    pub(super) listeners: Listeners,
     ready: VecDeque<Attempt>,
-    evicted: u64,
+    pub(super) evicted: u64,
 }
 
 impl Attempts {
@@ -65,6 +67,7 @@ impl Attempts {
             timers: BTreeSet::new(),
             established: BTreeMap::new(),
             memory: Memory::default(),
+            listeners: Listeners::default(),
             ready: VecDeque::new(),
             evicted: 0,
         }
@@ -110,7 +113,10 @@ impl Attempts {
         }
         // Process 0 is the idle task: nobody, or a probe that cannot tell who.
         let owner = Some(e.owner.clone()).filter(|owner| owner.pid != 0);
-        self.insert((e.at, e.socket), Open::new(e.tuple, e.at, e.netns, owner));
+        let id = self.insert((e.at, e.socket), Open::new(e.tuple, e.at, e.netns, owner));
+        if let Some(open) = self.open.get(&id) {
+            self.listeners.ask_suspect(id, open);
+        }
     }
 
     /// A SYN was sent again.
@@ -119,9 +125,10 @@ impl Attempts {
         let Some(open) = self.open.get_mut(&id) else { return };
         open.last_sent = open.last_sent.max(e.at);
         open.retransmits = open.retransmits.max(e.count);
+        self.listeners.ask(id, open);
         if open.retransmits >= 2 && !open.silence_reported && open.dropped.is_none() {
             open.silence_reported = true;
-            let report = open.attempt(&id, Outcome::TimedOut, e.at, true);
+            let report = open.attempt(&id, open.silent_outcome(), e.at, true);
             self.ready.push_back(report);
         }
         self.reschedule(&id);
@@ -140,13 +147,24 @@ impl Attempts {
             Ending::Answered { .. } => {
                 open.dropped.as_ref().is_some_and(|d| d.class.is_policy_capable() && d.at.distance(e.at) <= ANSWER)
             }
-            Ending::GaveUp { .. } => true,
+            // Its SYN may have found a listener without room.
+            Ending::GaveUp { .. } => {
+                open.dropped.is_some() || !ending.may_have_been_dropped() || !matches!(open.room, Room::Basis(_))
+            }
         };
         if matches!(ending, Ending::Established { .. }) {
             self.established.insert((open.tuple.source, open.tuple.source_port), id);
         }
         let unsure = matches!(ending, Ending::Answered { answer: Answer::Prohibited, .. }) && open.dropped.is_none();
-        open.ending = Some((ending, now.plus(if unsure { HOLD_PROHIBITED } else { HOLD })));
+        let hold = match &ending {
+            _ if unsure => HOLD_PROHIBITED,
+            Ending::GaveUp { .. } => listeners::PATIENCE,
+            Ending::Answered { .. } | Ending::Established { .. } => HOLD,
+        };
+        if matches!(ending, Ending::GaveUp { .. }) && !certain {
+            self.listeners.ask(id, open);
+        }
+        open.ending = Some((ending, now.plus(hold)));
         if certain { self.finish(&id) } else { self.reschedule(&id) }
     }
 
@@ -221,6 +239,23 @@ impl Attempts {
             Observation::SocketError(o) => self.socket_error(o),
             Observation::IcmpSent(o) => self.icmp_sent(o),
             Observation::AnswerRetransmit(o) => self.answer_retransmit(o),
+        }
+    }
+
+    /// The next destination, as dialled, of which `ListenDrops` of its network namespace would tell something, if it is a pod of
+    /// this machine. May be left unanswered.
+    pub fn poll_listener(&mut self) -> Option<Destination> {
+        self.listeners.poll()
+    }
+
+    /// `ListenDrops` of the network namespace that a destination leads to.
+    pub fn listen_drops(&mut self, destination: Destination, drops: u64) {
+        for id in self.listeners.take(destination) {
+            let Some(open) = self.open.get_mut(&id) else { continue };
+            open.listener_turned_away(drops);
+            if matches!(open.ending, Some((Ending::GaveUp { .. }, _))) {
+                self.finish(&id);
+            }
         }
     }
 
@@ -304,7 +339,7 @@ impl Attempts {
             } else if !open.silence_reported && id.0.plus(SILENT) <= now {
                 open.silence_reported = true;
                 if open.dropped.is_none() {
-                    let report = open.attempt(&id, Outcome::TimedOut, now, true);
+                    let report = open.attempt(&id, open.silent_outcome(), now, true);
                     self.ready.push_back(report);
                 }
                 self.reschedule(&id);
@@ -384,7 +419,10 @@ impl Attempts {
                 open.dropped = Some(drop);
             }
         }
-        let outcome = decide(&ending, open.dropped.as_ref());
+        let outcome = decide(&ending, open.dropped.as_ref(), open.room == Room::Full);
+        if matches!(outcome, Outcome::TimedOut | Outcome::BacklogFull) {
+            self.listeners.suspect(&open, ending.at(), self.max);
+        }
         let mut attempt = open.attempt(id, outcome, ending.at(), false);
         attempt.icmp = ending.icmp();
         attempt.error = ending.error();
@@ -393,86 +431,5 @@ impl Attempts {
             attempt.dropped = None;
         }
         self.ready.push_back(attempt);
-    }
-
-    /// The attempt of a socket, from now on with this tuple; one whose start was lost begins here.
-    fn known(&mut self, socket: u64, started: Time, at: Time, tuple: &Tuple, netns: u32) -> Id {
-        let id = self.find(socket, started).unwrap_or_else(|| {
-            let start_seen = started != Time(0);
-            let started = if start_seen { started } else { at };
-            let open = Open { start_seen, ..Open::new(*tuple, started, netns, None) };
-            self.insert((started, socket), open)
-        });
-        self.learn(&id, tuple);
-        id
-    }
-
-    fn find(&self, socket: u64, started: Time) -> Option<Id> {
-        let newest = *self.sockets.get(&socket)?;
-        (started == Time(0) || started == newest).then_some((newest, socket))
-    }
-
-    fn insert(&mut self, id: Id, open: Open) -> Id {
-        while self.open.len() >= self.max {
-            let Some((oldest, _)) = self.open.first_key_value() else { break };
-            let oldest = *oldest;
-            self.close(&oldest);
-            self.evicted += 1;
-        }
-        self.sockets.insert(id.1, id.0);
-        self.flows.entry(open.flow).or_default().insert(id);
-        self.timers.insert((open.due, id));
-        self.open.insert(id, open);
-        id
-    }
-
-    fn close(&mut self, id: &Id) -> Option<Open> {
-        let open = self.open.remove(id)?;
-        self.timers.remove(&(open.due, *id));
-        if self.sockets.get(&id.1) == Some(&id.0) {
-            self.sockets.remove(&id.1);
-        }
-        self.unindex(&open.flow, id);
-        let client = (open.tuple.source, open.tuple.source_port);
-        if self.established.get(&client) == Some(id) {
-            self.established.remove(&client);
-        }
-        Some(open)
-    }
-
-    fn unindex(&mut self, flow: &FlowKey, id: &Id) {
-        if let Some(ids) = self.flows.get_mut(flow) {
-            ids.remove(id);
-            if ids.is_empty() {
-                self.flows.remove(flow);
-            }
-        }
-    }
-
-    /// Takes over addresses and ports that a later event knows better.
-    fn learn(&mut self, id: &Id, tuple: &Tuple) {
-        let Some(open) = self.open.get_mut(id) else { return };
-        open.tuple = *tuple;
-        let (old, new) = (open.flow, key(tuple));
-        if old != new {
-            open.flow = new;
-            self.unindex(&old, id);
-            self.flows.entry(new).or_default().insert(*id);
-        }
-    }
-
-    fn reschedule(&mut self, id: &Id) {
-        let Some(open) = self.open.get_mut(id) else { return };
-        let due = match (&open.ending, open.report_drop_at) {
-            (Some((_, hold)), _) => *hold,
-            (None, Some(at)) => at,
-            (None, None) if !open.silence_reported => id.0.plus(SILENT),
-            (None, None) => id.0.plus(EXPIRE),
-        };
-        if due != open.due {
-            self.timers.remove(&(open.due, *id));
-            open.due = due;
-        }
-        self.timers.insert((due, *id));
     }
 }

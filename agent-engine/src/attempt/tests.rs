@@ -31,8 +31,10 @@ enum Step {
     Closed(u64),
     Accepted(u64),
     Timeout(u64),
+    /// `ListenDrops` of the namespace behind the Service, if anybody has asked for it.
+    ListenDrops(u64),
 }
-use Step::{Drop, Error, Established, Icmp, ReplyDrop, Reset, Timeout};
+use Step::{Drop, Error, Established, Icmp, ListenDrops, ReplyDrop, Reset, Timeout};
 
 fn ms(t: u64) -> Time {
     Time(1_000_000_000_000 + t * 1_000_000)
@@ -120,6 +122,12 @@ fn run(steps: &[Step]) -> Vec<Attempt> {
                 attempts.accepted(&Accepted { at: ms(at), tuple: tuple(BACKEND, 8443, 40_000), netns: 11 });
             }
             Timeout(at) => attempts.handle_timeout(ms(at)),
+            ListenDrops(count) => {
+                while let Some(destination) = attempts.poll_listener() {
+                    assert_eq!(destination, (SERVICE.parse().expect("a test address"), 443));
+                    attempts.listen_drops(destination, count);
+                }
+            }
         }
     }
     std::iter::from_fn(|| attempts.poll()).collect()
@@ -180,6 +188,44 @@ fn outcome_of_what_the_kernel_did() {
             "listen overflow, gave up",
             &[Drop(0, "TCP_LISTEN_OVERFLOW", "tcp_conn_request"), Error(2500, 110)],
             BacklogFull,
+        ),
+        (
+            "listener turned SYNs away until it ended",
+            &[Step::Retransmit(1000, 1), ListenDrops(5), Error(1300, 0), ListenDrops(6)],
+            BacklogFull,
+        ),
+        (
+            "listener turned SYNs away while it hung",
+            &[Step::Retransmit(1000, 1), ListenDrops(5), Step::Retransmit(2000, 2), ListenDrops(7), Error(2500, 110)],
+            BacklogFull,
+        ),
+        (
+            "listener turned none away",
+            &[Step::Retransmit(1000, 1), ListenDrops(5), Error(1300, 0), ListenDrops(5)],
+            TimedOut,
+        ),
+        (
+            "nobody says at its end",
+            &[Step::Retransmit(1000, 1), ListenDrops(5), Error(1300, 0), Timeout(1800)],
+            TimedOut,
+        ),
+        ("listener heard of only once", &[Step::Retransmit(1000, 1), Error(1300, 0), ListenDrops(9)], TimedOut),
+        (
+            "listener turned others away, and a rule this one",
+            &[Step::Retransmit(1000, 1), ListenDrops(5), Drop(2000, NF.0, NF.1), Error(2500, 0), ListenDrops(6)],
+            Dropped,
+        ),
+        (
+            "listener had room in the end",
+            &[
+                Step::Retransmit(1000, 1),
+                ListenDrops(5),
+                Step::Retransmit(2000, 2),
+                ListenDrops(6),
+                Established(3000),
+                Timeout(3200),
+            ],
+            Outcome::Established,
         ),
         ("application gave up at once", &[Error(400, 0)], Cancelled),
         ("application gave up after a second", &[Error(1500, 0)], TimedOut),
@@ -242,6 +288,25 @@ fn a_local_drop_is_reported_at_once_and_silence_after_three_seconds() {
         assert_eq!(attempts.len(), 1);
         assert_eq!((attempts[0].outcome, attempts[0].provisional), (Outcome::TimedOut, true));
     }
+}
+
+#[test]
+fn a_destination_that_did_not_answer_is_asked_about_from_the_start_on() {
+    let mut attempts = Attempts::new(100);
+    attempts.start(&start(0, SOCKET));
+    assert_eq!(attempts.poll_listener(), None, "most connections are answered at once");
+    attempts.end(ms(1_500), &end(1_500, 0));
+    attempts.start(&start(10_000, 2));
+    let destination = attempts.poll_listener().expect("the attempt before timed out");
+    attempts.listen_drops(destination, 3);
+    attempts.end(ms(11_500), &AttemptEnd { socket: 2, started: ms(10_000), ..end(11_500, 0) });
+    let destination = attempts.poll_listener().expect("whether it rose");
+    attempts.listen_drops(destination, 4);
+    let outcomes: Vec<Outcome> = std::iter::from_fn(|| attempts.poll()).map(|a| a.outcome).collect();
+    assert_eq!(outcomes, [Outcome::TimedOut, Outcome::BacklogFull]);
+    attempts.start(&start(90_000, 3));
+    assert_eq!(attempts.poll_listener(), None, "that was long ago");
+    assert_eq!(attempts.len(), 1);
 }
 
 #[test]

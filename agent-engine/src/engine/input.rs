@@ -39,6 +39,14 @@ pub enum Input {
         /// A pod or node has it; else it is outside of the cluster.
         somebody: bool,
     },
+    /// The network namespace of a pod of this machine has turned away so many SYNs by now for want of room in a listener's
+    /// queue: `ListenDrops` of its `/proc/net/netstat`.
+    ListenDrops {
+        /// The pod's, or its node's.
+        address: IpAddr,
+        /// Since the namespace was made.
+        count: u64,
+    },
     /// The kernel did something.
     Observe(Observation),
     /// Events were lost on the way.

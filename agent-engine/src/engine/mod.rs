@@ -11,6 +11,9 @@ mod credit;
 mod every_flow;
 mod held;
 mod input;
+mod listeners;
+#[cfg(test)]
+mod listeners_tests;
 #[cfg(test)]
 mod lookup_tests;
 mod settings;
@@ -29,6 +32,7 @@ use candidates::Candidates;
 pub use candidates::{Candidate, REPLACES};
 use held::{Held, Waiting};
 pub use input::Input;
+use listeners::Listeners;
 pub use settings::{Settings, Unseen, WATCHED_PORTS};
 use traffic::Traffic;
 
@@ -81,6 +85,8 @@ pub struct Engine {
     queue: VecDeque<Waiting>,
     /// Attempts that wait for a lookup.
     held: Held,
+    /// Addresses whose listeners are asked about.
+    listeners: Listeners,
     queue_overflow: u64,
     /// The newest attempts that were decided, newest last.
     recent: VecDeque<Attempt>,
@@ -122,6 +128,7 @@ impl Engine {
             tick_at: None,
             queue: VecDeque::new(),
             held: Held::default(),
+            listeners: Listeners::default(),
             queue_overflow: 0,
             recent: VecDeque::new(),
             synced: false,
@@ -144,6 +151,7 @@ impl Engine {
             }
             Input::Observe(observation) => self.observe(now, &observation),
             Input::Answered { address, somebody } => self.answered(now, address, somebody),
+            Input::ListenDrops { address, count } => self.listen_drops(now, address, count),
             Input::Lost { stage, count } => self.lost(now, &stage, count),
             Input::Unseen(unseen) => self.unseen(now, unseen),
             Input::WallClock { offset_ns } => self.wall_clock(offset_ns),

@@ -2,10 +2,9 @@
 //! opened from inside the pod's network namespace. Nothing is run in the pod, and no application data is sent.
 
 mod attempt;
-mod netns;
 pub mod plan;
 mod run;
 
+pub use crate::netns::sees_all_processes;
 pub use attempt::{Answered, Reached};
-pub use netns::sees_all_processes;
 pub use run::{Limits, Result, run};

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::attempt::{Answered, Reached, attempt};
-use super::netns;
 use super::plan::{Check, Plan};
+use crate::netns;
 
 /// How hard to try.
 #[derive(Clone, Copy, Debug)]

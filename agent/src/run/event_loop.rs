@@ -18,6 +18,7 @@ use weir_engine::time::Time;
 use weir_engine::verdict::State;
 use weir_engine::words::Name;
 
+use super::listeners::Listeners;
 use super::live::Watchers;
 use super::tap::Taps;
 use super::{Clock, Recorder, maybe};
@@ -71,6 +72,7 @@ pub struct EventLoop<O> {
     reached: Time,
     lost: Vec<(&'static str, u64)>,
     lookups: Option<Lookups>,
+    listeners: Listeners,
     events: Option<Events>,
     /// What was wrong with manifests, and with each source of candidates, when they were last read.
     problems: BTreeMap<Arc<str>, Vec<Problem>>,
@@ -93,6 +95,7 @@ impl<O: Observer> EventLoop<O> {
         observer: O,
         recorder: Option<Recorder>,
         lookups: Option<Lookups>,
+        listeners: Listeners,
         events: Option<Events>,
     ) -> Self {
         let agent = AgentView {
@@ -109,6 +112,7 @@ impl<O: Observer> EventLoop<O> {
             reached: Time(0),
             lost: Vec::new(),
             lookups,
+            listeners,
             events,
             problems: BTreeMap::new(),
             watched,
@@ -152,6 +156,11 @@ impl<O: Observer> EventLoop<O> {
                 Some(change) = received(&mut candidates) => {
                     self.catch_up(&mut batch);
                     self.change(change);
+                }
+                Some((address, count)) = self.listeners.answer() => {
+                    self.catch_up(&mut batch);
+                    self.note(self.reached, || Input::ListenDrops { address, count });
+                    self.engine.listen_drops(self.reached, address, count);
                 }
                 Some(request) = requests.recv() => match request {
                     // A reader that has gone away needs nothing.
@@ -315,6 +324,9 @@ impl<O: Observer> EventLoop<O> {
             if let Some(lookups) = &self.lookups {
                 lookups.ask(address, ANSWER_AGE);
             }
+        }
+        while let Some(address) = self.engine.poll_listener() {
+            self.listeners.ask(address);
         }
     }
 

@@ -3,6 +3,7 @@
 mod clock;
 mod event_loop;
 mod kernel;
+mod listeners;
 pub mod live;
 pub mod record;
 mod redact;
@@ -31,6 +32,7 @@ use crate::probes::host;
 pub use clock::Clock;
 pub use event_loop::{EventLoop, Observer};
 pub use kernel::Kernel;
+use listeners::Listeners;
 pub use record::Recorder;
 pub(crate) use source::chain;
 pub use source::{Source, connection};
@@ -140,7 +142,8 @@ pub async fn run_until<O: Observer, S: Future<Output = ()>>(
 
     let (views, requests) = Views::channel();
     let lookups = source.lookups().filter(|_| settings.lookups);
-    let event_loop = EventLoop::new(Engine::new(settings), clock, observer, recorder, lookups, events);
+    let listeners = Listeners::start()?;
+    let event_loop = EventLoop::new(Engine::new(settings), clock, observer, recorder, lookups, listeners, events);
     memory::give_back();
     info!(version = env!("CARGO_PKG_VERSION"), http = %address, socket = %socket_path.display(), "weir runs");
 

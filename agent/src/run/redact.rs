@@ -36,6 +36,7 @@ pub(super) fn input(mut input: Input) -> Input {
         Input::Delete { .. }
         | Input::Answered { .. }
         | Input::Lost { .. }
+        | Input::ListenDrops { .. }
         | Input::Unseen(_)
         | Input::WallClock { .. }
         | Input::Synced

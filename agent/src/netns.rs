@@ -11,7 +11,7 @@ use anyhow::{Context as _, anyhow};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Where runtimes and people keep namespaces that no process need be in.
-const FOLDERS: [&str; 2] = ["/run/netns", "/var/run/docker/netns"];
+pub const FOLDERS: [&str; 2] = ["/run/netns", "/var/run/docker/netns"];
 
 /// Every network namespace of this machine, opened.
 ///
