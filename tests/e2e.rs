@@ -1,5 +1,7 @@
 //! The main job on real packets: every flow of a fixture, before and after its policies, as the running agent reports it.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -78,6 +80,43 @@ fn a_silent_loss_is_reported_within_four_seconds_and_is_not_called_a_drop() -> R
     ensure!(took < Duration::from_secs(4), "took {took:?}");
     ensure!(pair["evidence"]["outcome"] == "timed-out", "{}", pair["evidence"]);
     Ok(())
+}
+
+#[test]
+fn a_full_listener_is_told_from_a_time_out_where_a_process_shows_its_namespace() -> Result<()> {
+    // As in a cluster: the agent may not enter namespaces, and sees the processes that are in them.
+    let confined = tempfile::tempdir()?;
+    let binary = confined.path().join("weir");
+    let script = format!("#!/bin/sh\nexec setpriv --bounding-set -sys_admin {} \"$@\"\n", agent::binary()?.display());
+    fs::write(&binary, script)?;
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755))?;
+    let fixture = Fixture::load(&fixture::fixtures_dir().join("scenarios/01-sidecar-injection"))?;
+    let rehearsal = Rehearsal::with(fixture, binary, Enforcement::Drop, &MeshOptions::default(), &[])?;
+    rehearsal.enter("after", Enforcement::Drop)?;
+    let flow = rehearsal.flow("sc-02-xds-ca")?;
+    rehearsal.drive_until(flow, &DriveOptions::default(), "verified", PATIENCE)?;
+    rehearsal.mesh.stall(&flow.to, flow.port)?;
+    let patient = DriveOptions { timeout: Duration::from_millis(3_400), ..DriveOptions::default() };
+    let outcome = |expected: &str| -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            rehearsal.mesh.drive(std::slice::from_ref(flow), &patient)?;
+            std::thread::sleep(Duration::from_secs(1));
+            let pair = rehearsal.pair(flow)?.context("the pair is gone")?;
+            if pair["evidence"]["outcome"] == expected && pair["evidence"]["provisional"] == false {
+                ensure!(pair["state"] == "failing", "{}", rehearsal::line(&pair));
+                return Ok(());
+            }
+            ensure!(begin.elapsed() < 2 * PATIENCE, "not {expected}: {}", pair["evidence"]);
+        }
+    };
+    let pause = || Ok(Command::new("sleep").arg("120").spawn()?);
+    let mut inside = rehearsal.mesh.namespace(&flow.to)?.run(pause)?;
+    let told = outcome("backlog-full");
+    inside.kill()?;
+    inside.wait()?;
+    told?;
+    outcome("timed-out")
 }
 
 #[test]
