@@ -76,6 +76,8 @@ pub enum Act {
     GivesUp,
     /// Gives up after more than three seconds.
     TimesOut,
+    /// Gives up after many seconds.
+    WaitsLong,
     /// Waits until the kernel gives up.
     KernelTimesOut,
     /// From inside the cause's cgroup.

@@ -219,7 +219,7 @@ impl Dial<'_> {
         let timeout = match lane.cause.act {
             Act::GivesUp => Duration::from_millis(120),
             Act::TimesOut => Duration::from_millis(3400),
-            Act::KernelTimesOut => Duration::from_secs(8),
+            Act::WaitsLong | Act::KernelTimesOut => Duration::from_secs(8),
             Act::Usual | Act::InCgroup | Act::SendsMuch | Act::ThroughProxy => USUAL,
         };
         let client = mesh.namespace(&lane.client)?;

@@ -1,6 +1,6 @@
 //! Every cause of the matrix, in one table.
 
-use super::Act::{GivesUp, InCgroup, KernelTimesOut, SendsMuch, ThroughProxy, TimesOut, Usual};
+use super::Act::{GivesUp, InCgroup, KernelTimesOut, SendsMuch, ThroughProxy, TimesOut, Usual, WaitsLong};
 use super::Place::{ClientPod, DestinationNode, FarNode, OneNode, ServerPod, SourceNode};
 use super::Truth::{Answer, Fault, Hidden, Policy, Works};
 use super::{Cause, Place, conntrack, programs, routes, rules, sockets};
@@ -165,7 +165,7 @@ pub const CAUSES: &[Cause] = &[
     },
     Cause {
         setup: sockets::queue_full,
-        act: TimesOut,
+        act: WaitsLong,
         tcp: &["backlog-full"],
         udp: NONE,
         classes: &["resource"],

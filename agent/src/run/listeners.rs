@@ -18,10 +18,10 @@ use tokio::sync::mpsc;
 
 use crate::netns;
 
-/// An address that no namespace had is not looked for again for so long: looking takes a walk through all processes.
-const MISSING: Duration = Duration::from_secs(10);
+/// An address that no namespace had is not looked for again for so long: it takes a walk through all processes.
+const WALK: Duration = Duration::from_secs(10);
 /// Addresses remembered at most.
-const MAX: usize = 4_096;
+const MAX: usize = 16_384;
 /// Questions that wait; of more than these some get lost, and come again with the next SYN.
 const WAITING: usize = 256;
 
@@ -65,11 +65,12 @@ impl Listeners {
     }
 }
 
-/// Where the namespace of each address was found.
+/// Where each address of the namespaces was found.
 #[derive(Debug, Default)]
 struct Places {
-    known: BTreeMap<IpAddr, Place>,
-    missing: BTreeMap<IpAddr, Instant>,
+    /// None: several namespaces have it.
+    known: BTreeMap<IpAddr, Option<Place>>,
+    walked: Option<Instant>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,50 +83,43 @@ enum Place {
 
 impl Places {
     fn listen_drops(&mut self, address: IpAddr) -> Option<u64> {
-        // Processes end, and addresses get another owner: both are asked each time.
-        let known = self.known.get(&address).and_then(|place| place.listen_drops(address));
-        if known.is_some() {
-            return known;
-        }
-        self.known.remove(&address);
-        if self.missing.get(&address).is_some_and(|at| at.elapsed() < MISSING) {
-            return None;
-        }
-        let Some((place, count)) = find(address) else {
-            if self.missing.len() >= MAX {
-                self.missing.clear();
+        self.read(address).or_else(|| {
+            if self.walked.is_some_and(|at| at.elapsed() < WALK) {
+                return None;
             }
-            self.missing.insert(address, Instant::now());
-            return None;
-        };
-        if self.known.len() >= MAX {
-            self.known.clear();
-        }
-        self.known.insert(address, place);
-        Some(count)
+            self.walk();
+            self.walked = Some(Instant::now());
+            self.read(address)
+        })
     }
-}
 
-/// Where the namespace is that has the address, and its count.
-fn find(address: IpAddr) -> Option<(Place, u64)> {
-    among(processes(), address).or_else(|| among(names(), address))
-}
+    /// Processes end, and addresses get another owner: both are asked each time.
+    fn read(&self, address: IpAddr) -> Option<u64> {
+        let place = self.known.get(&address)?.as_ref()?;
+        place.look(|net| if addresses(net).contains(&address) { count(net) } else { None })?
+    }
 
-/// The one of these that has the address; none if two have it.
-fn among(places: impl Iterator<Item = Place>, address: IpAddr) -> Option<(Place, u64)> {
-    let mut seen = BTreeSet::new();
-    let mut found = None;
-    for place in places {
-        // The files below /proc are each namespace's own, as the file is that a name stands for.
-        let Ok(meta) = fs::metadata(place.file()) else { continue };
-        if seen.insert(meta.ino())
-            && let Some(count) = place.listen_drops(address)
-            && found.replace((place, count)).is_some()
-        {
-            return None;
+    fn walk(&mut self) {
+        self.known.clear();
+        // The same namespace may have both, by another number: what processes show is not looked for by name.
+        for places in [&mut processes() as &mut dyn Iterator<Item = Place>, &mut names()] {
+            let mut found: BTreeMap<IpAddr, Option<Place>> = BTreeMap::new();
+            let mut seen = BTreeSet::new();
+            for place in places {
+                // The files below /proc are each namespace's own, as the file is that a name stands for.
+                let Ok(meta) = fs::metadata(place.file()) else { continue };
+                if !seen.insert(meta.ino()) {
+                    continue;
+                }
+                for address in place.look(addresses).unwrap_or_default() {
+                    found.entry(address).and_modify(|several| *several = None).or_insert_with(|| Some(place.clone()));
+                }
+            }
+            for (address, place) in found.into_iter().take(MAX) {
+                self.known.entry(address).or_insert(place);
+            }
         }
     }
-    found
 }
 
 fn processes() -> impl Iterator<Item = Place> {
@@ -148,45 +142,43 @@ impl Place {
         }
     }
 
-    /// The count, if the namespace has the address.
-    fn listen_drops(&self, address: IpAddr) -> Option<u64> {
+    /// What its folder `net` of /proc says; none if it cannot be reached.
+    fn look<T: Send>(&self, at: impl FnOnce(&Path) -> T + Send) -> Option<T> {
         match self {
-            Self::Process(net) => count_of(net, address),
+            Self::Process(net) => Some(at(net)),
             Self::Named(name) => {
                 let namespace = File::open(name).ok()?;
-                netns::inside(&namespace, || count_of(Path::new("/proc/thread-self/net"), address)).ok()?
+                netns::inside(&namespace, || at(Path::new("/proc/thread-self/net"))).ok()
             }
         }
     }
 }
 
-/// From a folder `net` of /proc.
-fn count_of(net: &Path, address: IpAddr) -> Option<u64> {
-    let read = |file: &str| fs::read_to_string(net.join(file)).ok();
-    let has = match address {
-        IpAddr::V4(address) => has_v4(&read("fib_trie")?, address),
-        IpAddr::V6(address) => has_v6(&read("if_inet6")?, address),
-    };
-    if has { listen_drops(&read("netstat")?) } else { None }
+fn addresses(net: &Path) -> BTreeSet<IpAddr> {
+    let read = |file: &str| fs::read_to_string(net.join(file)).unwrap_or_default();
+    let (v4, v6) = (read("fib_trie"), read("if_inet6"));
+    local_v4(&v4).map(IpAddr::V4).chain(local_v6(&v6).map(IpAddr::V6)).collect()
 }
 
-/// A leaf `|-- 10.0.0.1` with `/32 host LOCAL` below it (net/ipv4/fib_trie.c `fib_trie_seq_show`).
-fn has_v4(fib_trie: &str, address: Ipv4Addr) -> bool {
-    let leaf = format!("|-- {address}");
-    let mut lines = fib_trie.lines().map(str::trim);
-    while lines.by_ref().any(|line| line == leaf) {
-        let below = lines.clone().take_while(|line| line.starts_with('/'));
-        if below.into_iter().any(|line| line == "/32 host LOCAL") {
-            return true;
+fn count(net: &Path) -> Option<u64> {
+    listen_drops(&fs::read_to_string(net.join("netstat")).ok()?)
+}
+
+/// Leaves `|-- 10.0.0.1` with `/32 host LOCAL` below them (net/ipv4/fib_trie.c `fib_trie_seq_show`).
+fn local_v4(fib_trie: &str) -> impl Iterator<Item = Ipv4Addr> {
+    let mut leaf = None;
+    fib_trie.lines().map(str::trim).filter_map(move |line| {
+        if let Some(address) = line.strip_prefix("|-- ") {
+            leaf = address.parse().ok();
         }
-    }
-    false
+        leaf.filter(|_| line == "/32 host LOCAL")
+    })
 }
 
-/// The first word of a line, in hexadecimal (net/ipv6/addrconf.c `if6_seq_show`).
-fn has_v6(if_inet6: &str, address: Ipv6Addr) -> bool {
-    let wanted = format!("{:032x}", address.to_bits());
-    if_inet6.lines().any(|line| line.split(' ').next() == Some(&wanted))
+/// The first word of each line, in hexadecimal (net/ipv6/addrconf.c `if6_seq_show`).
+fn local_v6(if_inet6: &str) -> impl Iterator<Item = Ipv6Addr> {
+    let bits = |line: &str| u128::from_str_radix(line.split(' ').next()?, 16).ok();
+    if_inet6.lines().filter_map(bits).map(Ipv6Addr::from_bits)
 }
 
 /// `TcpExt: NAME …`, then `TcpExt: VALUE …` (net/ipv4/proc.c `netstat_seq_show`).
@@ -207,14 +199,11 @@ mod tests {
 
     #[test]
     fn an_address_is_of_the_namespace_where_it_is_local() {
-        for (address, expected) in
-            [("10.1.0.4", true), ("10.1.0.7", false), ("10.1.0.255", false), ("10.1.0.0", false), ("10.1.0.40", false)]
-        {
-            assert_eq!(has_v4(FIB_TRIE, address.parse().unwrap()), expected, "{address}");
-        }
-        let if_inet6 = "fd000000000000000000000000000009 01 80 00 80       lo\n";
-        assert!(has_v6(if_inet6, "fd00::9".parse().unwrap()));
-        assert!(!has_v6(if_inet6, "fd00::90".parse().unwrap()));
+        let found: Vec<Ipv4Addr> = local_v4(FIB_TRIE).collect();
+        assert_eq!(found, ["10.1.0.4".parse::<Ipv4Addr>().unwrap()]);
+        let found: Vec<Ipv6Addr> = local_v6("fd000000000000000000000000000009 01 80 00 80       lo\n").collect();
+        assert_eq!(found, ["fd00::9".parse::<Ipv6Addr>().unwrap()]);
+        assert_eq!(local_v4("").count() + local_v6("no address\n").count(), 0);
     }
 
     #[test]
@@ -226,11 +215,24 @@ mod tests {
         assert_eq!(listen_drops(""), None);
     }
 
-    /// Every machine has a loopback address in the namespace of the process that asks.
+    /// Every machine has the loopback address in the namespace of the process that asks.
     #[test]
     fn the_own_namespace_is_read() {
         let own = Place::Process("/proc/self/net".into());
-        assert!(own.listen_drops(IpAddr::V4(Ipv4Addr::LOCALHOST)).is_some());
-        assert_eq!(own.listen_drops("192.0.2.77".parse().unwrap()), None);
+        assert!(own.look(addresses).unwrap().contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        assert!(own.look(count).unwrap().is_some());
+    }
+
+    #[test]
+    fn whoever_has_an_address_is_asked_again_each_time() {
+        let own = Some(Place::Process("/proc/self/net".into()));
+        let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let elsewhere = "192.0.2.77".parse().unwrap();
+        let known = BTreeMap::from([(localhost, own.clone()), (elsewhere, own)]);
+        let mut places = Places { known, walked: Some(Instant::now()) };
+        assert!(places.listen_drops(localhost).is_some());
+        assert_eq!(places.listen_drops(elsewhere), None, "it had it once");
+        places.known.insert(localhost, None);
+        assert_eq!(places.listen_drops(localhost), None, "several have it");
     }
 }
