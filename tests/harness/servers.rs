@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Socket, Type};
@@ -25,6 +25,8 @@ use crate::topology::plan::{Host, Plan, ServerPlan};
 /// How long a server keeps a connection whose client says and does nothing.
 const IDLE: Duration = Duration::from_secs(30);
 const BACKLOG: i32 = 64;
+/// How long a port may still be taken by a socket that was closed.
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// All servers of a mesh.
 #[derive(Debug)]
@@ -176,6 +178,19 @@ impl Drop for Servers {
 
 /// A socket of both families that listens in the calling thread's namespace.
 pub(crate) fn listening(port: u16, backlog: i32) -> Result<std::net::TcpListener> {
+    let begin = Instant::now();
+    loop {
+        match listen(port, backlog) {
+            // A program that is just being started still has all of this process's sockets: those closed meanwhile too.
+            Err(error) if error.kind() == ErrorKind::AddrInUse && begin.elapsed() < CLOSING => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            listener => return listener.with_context(|| format!("cannot listen on port {port}")),
+        }
+    }
+}
+
+fn listen(port: u16, backlog: i32) -> std::io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
     socket.set_only_v6(false)?;
     socket.set_reuse_address(true)?;
