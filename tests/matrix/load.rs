@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -23,6 +23,8 @@ use crate::usage;
 
 /// How long a flood lasts. Bounded, so that a machine that others use stays usable.
 const FLOOD: Duration = Duration::from_secs(2);
+/// How long one may take to begin, and an overrun to come about.
+const SLOWEST: Duration = Duration::from_secs(60);
 /// Packets a second at most.
 const FLOOD_RATE: u64 = 50_000;
 /// Connections a second that the healthy traffic aims at.
@@ -81,17 +83,19 @@ impl Stage<'_> {
     ) -> Result<()> {
         let models = change(self.agents, round, self.lanes)?;
         let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
-        let begin = Instant::now();
-        thread::scope(|scope| {
+        let took = thread::scope(|scope| {
             let noisy = scope.spawn(|| noise(&stop, &count));
+            until(1, &count, || noisy.is_finished());
+            let begin = Instant::now();
             thread::sleep(FLOOD / 4);
             let dialled = self.dial(self.denied);
             thread::sleep(FLOOD.saturating_sub(begin.elapsed()));
             stop.store(true, Ordering::Relaxed);
             noisy.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            dialled
+            dialled.map(|()| begin.elapsed())
         })?;
-        let rate = (count.load(Ordering::Relaxed) as f64 / begin.elapsed().as_secs_f64()).round();
+        let rate = (count.load(Ordering::Relaxed) as f64 / took.as_secs_f64()).round();
+        ensure!(rate > 0.0, "{what}: none of it was there");
         for (agent, model) in self.agents.iter().zip(models) {
             let right = self.denied.cause.allowed(model);
             let found = settle(agent, self.denied, |state| right.contains(&state))?;
@@ -119,11 +123,13 @@ impl Stage<'_> {
         thread::scope(|scope| {
             // To nobody: there the kernel drops each of them.
             let noisy = scope.spawn(|| traffic::udp_flood(client, SOURCES, to, FLOOD_RATE, &stop, &count));
+            until(1, &count, || noisy.is_finished());
             thread::sleep(FLOOD);
             stop.store(true, Ordering::Relaxed);
             noisy.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })?;
         thread::sleep(Duration::from_millis(500));
+        ensure!(count.load(Ordering::Relaxed) > 0, "no packet of the flood was sent");
         let rate = format!("{} packets/s", count.load(Ordering::Relaxed) / FLOOD.as_secs());
         for (agent, (series, memory)) in self.agents.iter().zip(before) {
             let (series_after, memory_after) = size(agent)?;
@@ -145,14 +151,11 @@ impl Stage<'_> {
         let models = change(self.agents, round, self.lanes)?;
         let before = [self.agents[0].lost()?, self.agents[1].lost()?];
         let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
-        let begin = Instant::now();
         {
             let _asleep = [Asleep::new(&self.agents[0])?, Asleep::new(&self.agents[1])?];
             thread::scope(|scope| {
                 let noisy = scope.spawn(|| self.connect(&stop, &count));
-                while count.load(Ordering::Relaxed) < OVERRUN && begin.elapsed() < 4 * FLOOD {
-                    thread::sleep(Duration::from_millis(20));
-                }
+                until(OVERRUN, &count, || noisy.is_finished());
                 stop.store(true, Ordering::Relaxed);
                 noisy.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             })?;
@@ -233,6 +236,14 @@ impl Drop for Asleep {
     fn drop(&mut self) {
         // A process that has ended needs no waking.
         let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+/// Waits until so many were sent, which takes its time on a machine that is emulated; or until they ended, or no longer.
+fn until(wanted: u64, count: &AtomicU64, ended: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while count.load(Ordering::Relaxed) < wanted && !ended() && begin.elapsed() < SLOWEST {
+        thread::sleep(Duration::from_millis(20));
     }
 }
 

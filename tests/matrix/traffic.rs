@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use etherparse::PacketBuilder;
+use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, sendmmsg};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -81,9 +82,13 @@ fn flood(
             }
             let connected = [None; BATCH];
             let sent = sendmmsg(socket.as_raw_fd(), &mut headers, batch, connected, [], MsgFlags::empty());
-            // A full queue is part of a flood.
-            let sent = sent.map_or(0, Iterator::count) as u64;
-            count.fetch_add(sent, Ordering::Relaxed);
+            let sent = match sent {
+                Ok(sent) => sent.count(),
+                // A full queue is part of a flood.
+                Err(Errno::ENOBUFS | Errno::EAGAIN) => 0,
+                Err(error) => return Err(error).context("cannot send a flood's packets"),
+            };
+            count.fetch_add(sent as u64, Ordering::Relaxed);
             own += BATCH as u64;
             pace(begin, own, rate);
         }
