@@ -188,7 +188,7 @@ impl Collector for ViewCollector {
         left_out += Series::sum(lost, self.caps.other).counter(encoder, "events_lost", help)?;
 
         let held_back = ConstCounter::new(agent.suppressed_stacks);
-        let help = "Drops told without their kernel stack, for its rate limit: only their netfilter hook is not known";
+        let help = "Drops whose kernel stack its rate limit held back: told, but without their netfilter hook";
         held_back.encode(encoder.encode_descriptor("stacks_suppressed", help, None, MetricType::Counter)?)?;
 
         let probes = agent.probes.iter().map(|p| (Probe { probe: p.name.clone() }, u64::from(p.active)));
