@@ -30,6 +30,8 @@ pub mod kind {
     pub const ICMP_SENT: u8 = 8;
     /// [`super::AnswerRetransmit`]: a listener on this machine sent its SYN-ACK again.
     pub const ANSWER_RETRANSMIT: u8 = 9;
+    /// [`super::DropStack`]: as [`PACKET_DROP`], with the stack.
+    pub const DROP_STACK: u8 = 10;
 }
 
 /// First bytes of every event.
@@ -189,7 +191,7 @@ pub mod drop_flags {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketDrop {
-    /// `kind::PACKET_DROP`.
+    /// `kind::PACKET_DROP`, or `kind::DROP_STACK` within a [`DropStack`].
     pub header: Header,
     /// As the packet carried it at the drop (after destination translation where that had happened).
     pub tuple: Tuple,
@@ -214,6 +216,20 @@ pub struct PacketDrop {
     pub flags: u8,
     /// Zero.
     pub padding: [u8; 2],
+}
+
+/// Kernel stack frames that a [`DropStack`] has room for: the tracing machinery, the way from the hook to the drop (five in
+/// netfilter), and who called that.
+pub const STACK_FRAMES: usize = 16;
+
+/// A dropped packet and how the kernel came to drop it. An event of its own, so that those without are not twice as large.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropStack {
+    /// The drop.
+    pub drop: PacketDrop,
+    /// Return addresses, innermost first, from the probe itself on; 0 where there are no more.
+    pub frames: [u64; STACK_FRAMES],
 }
 
 /// Bits of [`UdpEnd::flags`].
@@ -323,8 +339,10 @@ pub mod counter {
     pub const SUPPRESSED_ANSWERS: u32 = 6;
     /// UDP sockets whose creation could not be remembered because the map was full.
     pub const LOST_SOCKETS: u32 = 7;
+    /// Drops told without their stack because the token bucket held it back: no drop goes unseen by that.
+    pub const SUPPRESSED_STACKS: u32 = 8;
     /// Number of counters.
-    pub const COUNT: u32 = 8;
+    pub const COUNT: u32 = 9;
 }
 
 /// An event read back from its bytes.
@@ -340,6 +358,8 @@ pub enum Event {
     Accepted(Accepted),
     /// See [`PacketDrop`].
     Drop(PacketDrop),
+    /// See [`DropStack`].
+    DropStack(DropStack),
     /// See [`UdpEnd`].
     UdpEnd(UdpEnd),
     /// See [`SocketError`].
@@ -379,6 +399,7 @@ impl Event {
             kind::ATTEMPT_END => read(bytes).map(Self::End),
             kind::ACCEPTED => read(bytes).map(Self::Accepted),
             kind::PACKET_DROP => read(bytes).map(Self::Drop),
+            kind::DROP_STACK => read(bytes).map(Self::DropStack),
             kind::UDP_END => read(bytes).map(Self::UdpEnd),
             kind::SOCKET_ERROR => read(bytes).map(Self::SocketError),
             kind::ICMP_SENT => read(bytes).map(Self::IcmpSent),
@@ -396,6 +417,7 @@ impl Event {
             Self::End(e) => &e.header,
             Self::Accepted(e) => &e.header,
             Self::Drop(e) => &e.header,
+            Self::DropStack(e) => &e.drop.header,
             Self::UdpEnd(e) => &e.header,
             Self::SocketError(e) => &e.header,
             Self::IcmpSent(e) => &e.header,
@@ -428,6 +450,7 @@ plain! {
     AttemptEnd = 16 + 40 + 8 + 8 + 8 + 4 + 2 + 4 + 6,
     Accepted = 16 + 40 + 8,
     PacketDrop = 16 + 40 + 40 + 8 + 8 + 8 + 12 + 4,
+    DropStack = 16 + 40 + 40 + 8 + 8 + 8 + 12 + 4 + 8 * STACK_FRAMES,
     UdpEnd = 16 + 40 + 8 + 8 + 8 + 8 + 32,
     SocketError = 16 + 40 + 8 + 8 + 4 + 4,
     IcmpSent = 16 + 40 + 4 + 4,

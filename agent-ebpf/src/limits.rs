@@ -4,21 +4,27 @@ use aya_ebpf::{macros::map, maps::PerCpuArray};
 
 use crate::maps::count;
 
-/// Bucket of `packet_drop`.
-pub const DROPS: u32 = 0;
-/// Bucket of `socket_error`.
-pub const ERRORS: u32 = 1;
-/// Bucket of `icmp_sent`.
-pub const ANSWERS: u32 = 2;
-/// Bucket of `answer_retransmit`.
-pub const RETRANSMITS: u32 = 3;
+/// One kind of event.
+#[derive(Clone, Copy)]
+pub struct Limit {
+    bucket: u32,
+    /// Per second and CPU, and as many may come at once.
+    rate: u64,
+}
 
-/// Events per second, CPU and bucket, and how many may come at once.
-const RATE: u64 = 1000;
-const BURST: u64 = 1000;
+/// Of `packet_drop`.
+pub const DROPS: Limit = Limit { bucket: 0, rate: 1000 };
+/// Of `socket_error`.
+pub const ERRORS: Limit = Limit { bucket: 1, rate: 1000 };
+/// Of `icmp_sent`.
+pub const ANSWERS: Limit = Limit { bucket: 2, rate: 1000 };
+/// Of `answer_retransmit`.
+pub const RETRANSMITS: Limit = Limit { bucket: 3, rate: 1000 };
+/// Of the stacks of `packet_drop`: to walk one costs more than all the rest of the event.
+pub const STACKS: Limit = Limit { bucket: 4, rate: 50 };
 
 #[map]
-static BUCKETS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(4, 0);
+static BUCKETS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(5, 0);
 
 /// Value of [`BUCKETS`].
 #[repr(C)]
@@ -29,14 +35,14 @@ struct Bucket {
 
 /// Takes one token unless `reserved` or fewer are left.
 #[inline(always)]
-pub fn token(bucket: u32, timestamp: u64, reserved: u64) -> bool {
-    let Some(bucket) = BUCKETS.get_ptr_mut(bucket) else { return false };
+pub fn token(limit: Limit, timestamp: u64, reserved: u64) -> bool {
+    let Some(bucket) = BUCKETS.get_ptr_mut(limit.bucket) else { return false };
     // SAFETY: this CPU's slot; tracing programs do not migrate while they run.
     let bucket = unsafe { &mut *bucket };
-    let earned = (timestamp - bucket.filled) / (1_000_000_000 / RATE);
+    let earned = (timestamp - bucket.filled) / (1_000_000_000 / limit.rate);
     if earned > 0 {
         bucket.filled = timestamp;
-        bucket.tokens = if earned >= BURST - bucket.tokens { BURST } else { bucket.tokens + earned };
+        bucket.tokens = if earned >= limit.rate - bucket.tokens { limit.rate } else { bucket.tokens + earned };
     }
     if bucket.tokens <= reserved {
         return false;
@@ -47,8 +53,8 @@ pub fn token(bucket: u32, timestamp: u64, reserved: u64) -> bool {
 
 /// Takes one token, or counts that there was none.
 #[inline(always)]
-pub fn allow(bucket: u32, timestamp: u64, otherwise: u32) -> bool {
-    let allowed = token(bucket, timestamp, 0);
+pub fn allow(limit: Limit, timestamp: u64, otherwise: u32) -> bool {
+    let allowed = token(limit, timestamp, 0);
     if !allowed {
         count(otherwise);
     }

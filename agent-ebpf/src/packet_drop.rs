@@ -6,9 +6,11 @@
 //!
 //! What one place drops again and again is told at once, then up to [`WINDOW_EVENTS`] times per [`WINDOW`], the rest as a count
 //! in the next event; a per-CPU token bucket bounds everything, except for destinations that a local socket is known to retry.
+//! An event carries the kernel's stack as long as the stacks' own bucket allows it: where the packet was on its way is in none
+//! of the tracepoint's arguments.
 
-use aya_ebpf::programs::BtfTracePointContext;
-use weir_common::{PacketDrop, Tuple, counter, drop_flags, kind};
+use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_stack, programs::BtfTracePointContext};
+use weir_common::{DropStack, PacketDrop, STACK_FRAMES, Tuple, counter, drop_flags, kind};
 
 use crate::{
     emit::{emit_with, header, now},
@@ -28,6 +30,8 @@ const WINDOW_EVENTS: u32 = 8;
 
 /// Keys already told leave this many tokens to new ones.
 const RESERVED: u64 = 500;
+/// Likewise of the stacks' tokens.
+const RESERVED_STACKS: u64 = 25;
 
 #[inline(always)]
 pub fn run(ctx: &BtfTracePointContext) {
@@ -39,17 +43,54 @@ pub fn run(ctx: &BtfTracePointContext) {
         if offset!(has_drop_reason) == 1 { (ctx.arg::<u32>(2), drop_flags::REASON) } else { (0, 0) };
     let key = DropKey { pair: pair(&parsed, reply), location: ctx.arg::<u64>(1), reason, netns };
     let timestamp = now();
-    let Some(packets) = admit(&key, packet, timestamp) else { return };
-    // The event is written in place: together with the key it would not fit the 512 bytes of stack.
-    emit_with(|event: *mut PacketDrop| {
+    let Some(Admitted { packets, known }) = admit(&key, packet, timestamp) else { return };
+    let seen = Seen { packet, parsed, reply, interface, reason_flag, key, packets, timestamp };
+    if token(limits::STACKS, timestamp, if known { RESERVED_STACKS } else { 0 }) {
+        emit_with(|event: *mut DropStack| {
+            // SAFETY: memory of one `DropStack`, reserved in the ring buffer; all of it is written.
+            unsafe {
+                seen.write(&raw mut (*event).drop, kind::DROP_STACK);
+                let frames = &raw mut (*event).frames;
+                // The helper writes as many as there are, and none where it fails.
+                frames.write([0; STACK_FRAMES]);
+                bpf_get_stack(ctx.as_ptr(), frames.cast(), size_of::<[u64; STACK_FRAMES]>() as u32, 0);
+            }
+        });
+    } else {
+        count(counter::SUPPRESSED_STACKS);
+        // SAFETY: memory of one `PacketDrop`, reserved in the ring buffer.
+        emit_with(|event: *mut PacketDrop| unsafe { seen.write(event, kind::PACKET_DROP) });
+    }
+}
+
+/// What an event is written from.
+struct Seen {
+    packet: Packet,
+    parsed: Parsed,
+    reply: bool,
+    interface: u32,
+    reason_flag: u8,
+    key: DropKey,
+    packets: u32,
+    timestamp: u64,
+}
+
+impl Seen {
+    /// Writes the event in place: together with the key it would not fit the 512 bytes of stack.
+    ///
+    /// # Safety
+    /// `event` is memory of one `PacketDrop`, of which all is written.
+    #[inline(always)]
+    unsafe fn write(&self, event: *mut PacketDrop, kind: u8) {
+        let Self { packet, ref parsed, reply, interface, reason_flag, ref key, packets, timestamp } = *self;
         let (source_port, destination_port) = match reply {
             true => (parsed.destination_port, parsed.source_port),
             false => (parsed.source_port, parsed.destination_port),
         };
         let mut flags = if reply { reason_flag | drop_flags::REPLY } else { reason_flag };
-        // SAFETY: memory of one `PacketDrop`, reserved in the ring buffer; each field is written exactly once.
+        // SAFETY: the caller's; each field is written exactly once.
         unsafe {
-            (&raw mut (*event).header).write(header(kind::PACKET_DROP, timestamp));
+            (&raw mut (*event).header).write(header(kind, timestamp));
             let tuple = &raw mut (*event).tuple;
             (&raw mut (*tuple).source).write(bytes(key.pair.source));
             (&raw mut (*tuple).destination).write(bytes(key.pair.destination));
@@ -69,14 +110,14 @@ pub fn run(ctx: &BtfTracePointContext) {
             (&raw mut (*event).socket).write(opener(packet, parsed.protocol, reply));
             (&raw mut (*event).location).write(key.location);
             (&raw mut (*event).count).write(u64::from(packets));
-            (&raw mut (*event).reason).write(reason);
-            (&raw mut (*event).netns).write(netns);
+            (&raw mut (*event).reason).write(key.reason);
+            (&raw mut (*event).netns).write(key.netns);
             (&raw mut (*event).interface).write(interface);
             (&raw mut (*event).tcp_flags).write(parsed.tcp_flags);
             (&raw mut (*event).flags).write(flags);
             (&raw mut (*event).padding).write([0; 2]);
         }
-    });
+    }
 }
 
 /// Is it a packet of interest, and does it travel from the listener to the opener?
@@ -140,9 +181,16 @@ fn original(packet: Packet, protocol: u8) -> Option<Tuple> {
     })
 }
 
-/// How many packets the event speaks for, if there shall be one.
+/// An event that there shall be.
+struct Admitted {
+    /// How many packets it speaks for.
+    packets: u32,
+    /// It is not the first of its key.
+    known: bool,
+}
+
 #[inline(always)]
-fn admit(key: &DropKey, packet: Packet, timestamp: u64) -> Option<u32> {
+fn admit(key: &DropKey, packet: Packet, timestamp: u64) -> Option<Admitted> {
     if let Some(known) = DROPS.get_ptr_mut(key) {
         // SAFETY: this CPU's slot of a live map value; tracing programs do not migrate while they run.
         let known = unsafe { &mut *known };
@@ -158,14 +206,14 @@ fn admit(key: &DropKey, packet: Packet, timestamp: u64) -> Option<u32> {
         known.events += 1;
         let packets = known.pending;
         known.pending = 0;
-        return Some(packets);
+        return Some(Admitted { packets, known: true });
     }
     if !token(limits::DROPS, timestamp, 0) && !retried(key, packet) {
         count(counter::SUPPRESSED_DROPS);
         return None;
     }
     let _ = DROPS.insert(key, Drop { window: timestamp, pending: 0, events: 1 }, 0);
-    Some(1)
+    Some(Admitted { packets: 1, known: false })
 }
 
 /// Does a local socket wait for this destination, as dropped or as dialled?

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attempt::Outcome;
 use crate::cluster::{Key, Kind, Origin};
-use crate::observation::{DropClass, Owner, Tuple};
+use crate::observation::{DropClass, Hook, Owner, Stack, Tuple};
 use crate::policy::{Admission, Side};
 use crate::requirement::Severity;
 use crate::time::Time;
@@ -251,6 +251,12 @@ pub struct EvidenceView {
     pub reason: Option<String>,
     /// Function of the drop.
     pub location: Option<String>,
+    /// At which hook of netfilter it was, where the stack shows that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook: Option<Hook>,
+    /// How the kernel came to `location`, that first; empty where the stack was not taken.
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    pub stack: Stack,
     /// The answer was dropped, not the request.
     pub reply: bool,
     /// ICMP type and code of the answer.

@@ -224,6 +224,7 @@ pub(crate) fn drop_of(ms: u64, tuple: Tuple) -> Observation {
         socket: None,
         reason: Some("NETFILTER_DROP".into()),
         location: Some("nft_do_chain".into()),
+        stack: Default::default(),
         count: 1,
         netns: 2,
         interface: 3,

@@ -15,7 +15,7 @@ use weir::run::{self, Clock, Config, Observer, record};
 use weir_engine::attempt::Outcome;
 use weir_engine::cluster::Kind;
 use weir_engine::engine::Settings;
-use weir_engine::observation::{AttemptEnd, AttemptStart, Observation, Owner, PacketDrop, QueuedError, Tuple};
+use weir_engine::observation::{AttemptEnd, AttemptStart, Observation, Owner, PacketDrop, QueuedError, Stack, Tuple};
 use weir_engine::words::Protocol;
 
 /// Hands out its batches one after the other, then waits.
@@ -55,6 +55,10 @@ impl Observer for Script {
 
     fn watch(&mut self, _ports: &BTreeSet<u16>) -> anyhow::Result<()> {
         Ok(())
+    }
+
+    fn suppressed_stacks(&self) -> u64 {
+        0
     }
 
     fn lost(&mut self) -> Vec<(&'static str, u64)> {
@@ -202,6 +206,7 @@ fn what_waits_in_the_buffer_counts_before_the_clock_does() {
         socket: None,
         reason: Some("NOT_SPECIFIED".to_owned()),
         location: Some("ip_error".to_owned()),
+        stack: Stack::default(),
         count: 1,
         netns: 2,
         interface: 3,

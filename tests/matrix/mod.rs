@@ -99,6 +99,8 @@ pub struct Cause {
     pub truth: Truth,
     /// Drop classes that may be reported; `none` where no drop is.
     pub classes: &'static [&'static str],
+    /// The hook of netfilter, where there is one: no other may be reported. A stack that was held back tells none.
+    pub hook: Option<&'static str>,
     /// Outcomes that may be reported of a TCP connect; empty where it has no TCP.
     pub tcp: &'static [&'static str],
     /// Outcomes that may be reported of a UDP query; empty where it has no UDP.
@@ -134,6 +136,9 @@ pub struct Said {
     pub outcome: String,
     /// Class of its drop.
     pub class: String,
+    /// Netfilter's hook of its drop; empty where the stack did not show it.
+    #[serde(default)]
+    pub hook: String,
     /// Reason of its drop.
     pub reason: String,
     /// Function of its drop.
@@ -233,6 +238,9 @@ impl Cause {
         }
         if !said.class.is_empty() && !self.classes.contains(&said.class.as_str()) {
             faults.push(format!("drop class {:?}, right is {}", said.class, self.classes.join(" or ")));
+        }
+        if !said.hook.is_empty() && self.hook != Some(said.hook.as_str()) {
+            faults.push(format!("hook {:?}, right is {}", said.hook, self.hook.unwrap_or("none")));
         }
         faults
     }

@@ -53,6 +53,7 @@ struct Row {
     client: String,
     outcome: String,
     class: String,
+    hook: String,
     drop: String,
     admits: String,
     does_not: String,
@@ -180,19 +181,20 @@ impl Report {
             return;
         }
         let _ = writeln!(text, "### {title}\n");
-        text.push_str("| cause | where | transport | client was told | outcome | drop class | dropped in | admitted | not admitted | |\n");
-        text.push_str("|---|---|---|---|---|---|---|---|---|---|\n");
+        text.push_str("| cause | where | transport | client was told | outcome | drop class | hook | dropped in | admitted | not admitted | |\n");
+        text.push_str("|---|---|---|---|---|---|---|---|---|---|---|\n");
         for (row, good) in &rows {
             let cause = &causes[row.cause];
             let _ = writeln!(
                 text,
-                "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+                "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
                 cause.about,
                 row.place,
                 row.protocol,
                 row.client,
                 row.outcome,
                 row.class,
+                row.hook,
                 row.drop,
                 row.admits,
                 row.does_not,
@@ -242,6 +244,7 @@ impl Report {
                 client: words(&|cell| Some(cell.client.clone())),
                 outcome: words(&|cell| Some(cell.said.outcome.clone())),
                 class: words(&|cell| Some(cell.said.class.clone())),
+                hook: words(&|cell| Some(cell.said.hook.clone())),
                 drop: words(&|cell| Some(dropped(cell))),
                 admits: state(Model::Admits),
                 does_not: state(Model::DoesNotAdmit),
@@ -269,10 +272,11 @@ impl Default for Report {
 fn wrong_line(cell: &Cell) -> String {
     let Cell { cause, place, family, protocol, connect, model, client, said, faults, .. } = cell;
     format!(
-        "{cause} ({place}, {family}, {protocol}, {connect}, policies {model}, client {client}): {} [{} {} {} {}{}]",
+        "{cause} ({place}, {family}, {protocol}, {connect}, policies {model}, client {client}): {} [{} {} {} {} {}{}]",
         faults.join("; "),
         said.outcome,
         said.class,
+        said.hook,
         said.reason,
         said.location,
         if said.reply { " reply" } else { "" },

@@ -18,6 +18,8 @@ const TIMED_OUT: &[&str] = &["timed-out"];
 const NO_REPLY: &[&str] = &["no-reply"];
 const UNREACHABLE: &[&str] = &["unreachable"];
 const NONE: &[&str] = &[];
+const FORWARD: Option<&str> = Some("FORWARD");
+const POSTROUTING: Option<&str> = Some("POSTROUTING");
 /// A reject that the client's own node sends to a UDP socket is an error of the socket and a drop beside it.
 const REJECTED_OR_DROPPED: &[&str] = &["rejected", "dropped"];
 
@@ -33,6 +35,7 @@ const fn policy(
         about,
         truth: Policy,
         classes: class,
+        hook: None,
         tcp: DROPPED,
         udp: DROPPED,
         places,
@@ -50,6 +53,7 @@ const fn fault(id: &'static str, about: &'static str, places: &'static [Place]) 
         about,
         truth: Fault,
         classes: NONE,
+        hook: None,
         tcp: TIMED_OUT,
         udp: NO_REPLY,
         places,
@@ -63,35 +67,53 @@ const fn fault(id: &'static str, about: &'static str, places: &'static [Place]) 
 /// Every cause.
 pub const CAUSES: &[Cause] = &[
     Cause { truth: Works, tcp: &["established"], udp: &["established"], ..fault("healthy", "nothing is wrong", NODES) },
-    Cause { setup: rules::forward, ..policy("nft-forward", "nftables drop in FORWARD", &["netfilter"], NODES) },
+    Cause {
+        setup: rules::forward,
+        hook: FORWARD,
+        ..policy("nft-forward", "nftables drop in FORWARD", &["netfilter"], NODES)
+    },
     Cause {
         setup: rules::postrouting,
+        hook: POSTROUTING,
         ..policy("nft-postrouting", "nftables drop in POSTROUTING", &["netfilter"], NODES)
     },
-    Cause { setup: rules::output, ..policy("nft-output", "nftables drop in OUTPUT", &["netfilter"], &[ClientPod]) },
-    Cause { setup: rules::input, ..policy("nft-input", "nftables drop in INPUT", &["netfilter"], &[ServerPod]) },
+    Cause {
+        setup: rules::output,
+        hook: Some("OUTPUT"),
+        ..policy("nft-output", "nftables drop in OUTPUT", &["netfilter"], &[ClientPod])
+    },
+    Cause {
+        setup: rules::input,
+        hook: Some("INPUT"),
+        ..policy("nft-input", "nftables drop in INPUT", &["netfilter"], &[ServerPod])
+    },
     Cause {
         setup: rules::iptables_legacy,
+        hook: FORWARD,
         ..policy("iptables-legacy", "iptables-legacy drop in FORWARD", &["netfilter"], NODES)
     },
     Cause {
         setup: rules::iptables_nft,
+        hook: FORWARD,
         ..policy("iptables-nft", "iptables-nft drop in FORWARD", &["netfilter"], NODES)
     },
     Cause {
         setup: rules::reject_port,
+        hook: FORWARD,
         tcp: REJECTED,
         udp: REJECTED_OR_DROPPED,
         ..policy("reject-port", "REJECT with ICMP port unreachable", &["netfilter"], NODES)
     },
     Cause {
         setup: rules::reject_admin,
+        hook: FORWARD,
         tcp: REJECTED,
         udp: REJECTED_OR_DROPPED,
         ..policy("reject-admin", "REJECT with ICMP administratively prohibited", &["netfilter"], NODES)
     },
     Cause {
         setup: rules::reject_reset,
+        hook: FORWARD,
         tcp: REJECTED,
         udp: NONE,
         ..policy("reject-reset", "REJECT with a TCP reset", &["netfilter"], NODES)
@@ -99,6 +121,7 @@ pub const CAUSES: &[Cause] = &[
     Cause { setup: rules::nfqueue, ..policy("nfqueue", "NFQUEUE, user space says drop", &["nfqueue"], NODES) },
     Cause {
         setup: rules::nfqueue_unheard,
+        hook: POSTROUTING,
         ..policy("nfqueue-unheard", "NFQUEUE, nobody listens", &["nfqueue"], NODES)
     },
     Cause {
@@ -147,6 +170,7 @@ pub const CAUSES: &[Cause] = &[
     Cause {
         truth: Answer,
         setup: rules::answer,
+        hook: FORWARD,
         udp: &["dropped", "no-reply"],
         ..policy("answer-dropped", "nftables drop of the answers in FORWARD", &["netfilter"], NODES)
     },
@@ -249,6 +273,7 @@ pub const CAUSES: &[Cause] = &[
     },
     Cause {
         setup: rules::invalid,
+        hook: FORWARD,
         tcp: DROPPED,
         udp: NONE,
         // Where rules drop in the name of `nf_hook_slow`, as conntrack does itself, a packet without a connection is not laid

@@ -278,6 +278,7 @@ fn said(pair: &Value) -> Said {
         state: text(&pair["state"]),
         outcome: text(&evidence["outcome"]),
         class: text(&evidence["class"]),
+        hook: text(&evidence["hook"]),
         reason: text(&evidence["reason"]),
         location: text(&evidence["location"]),
         reply: evidence["reply"].as_bool().unwrap_or(false),

@@ -7,7 +7,7 @@ use snapbox::{Data, assert_data_eq, file};
 use super::*;
 
 /// What varies, and what stands for it.
-const VARIES: [(&str, &str); 10] = [
+const VARIES: [(&str, &str); 12] = [
     (r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "[when]"),
     (r"\b\d\d:\d\d:\d\d(\.\d+)?Z?", "[when]"),
     (r"\b\d+(\.\d+)? ?ms\b", "[duration]"),
@@ -17,6 +17,9 @@ const VARIES: [(&str, &str); 10] = [
     (r"[\w:.-]+\[\d+\]", "[process]"),
     (r"\b\d+ bytes", "[bytes]"),
     (r"\b\d+ attempts?\b", "[attempts]"),
+    // Stacks are taken of some drops, not of all.
+    (r" kernel stack, from the drop outwards: \S+( < \S+)*", ""),
+    (r"\bnetfilter FORWARD\b", "netfilter"),
     // Where a kernel drops by rules of netfilter, and whether it has a reason for it.
     (r"\bNETFILTER_DROP at nft_do_chain|nft_do_chain NETFILTER_DROP|nft_do_chain", "[where]"),
 ];

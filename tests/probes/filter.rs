@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use harness::{Attempt, Outcome, Protocol, Waiting};
 use weir_common::{Event, drop_flags, end_flags};
 
-use super::world::{SERVERS, World, address, bytes, drops, ends, inode, is_from_client};
+use super::world::{SERVERS, World, address, bytes, dropped, drops, ends, inode, is_from_client};
 
 #[test]
 fn a_packet_filter_drop_is_seen_where_it_happens_and_again_with_each_retransmit() -> Result<()> {
@@ -106,7 +106,8 @@ fn a_drop_before_the_device_still_knows_its_namespace_and_socket() -> Result<()>
     world.client.nft("table inet t { chain o { type filter hook output priority 0\n tcp dport 8080 drop\n }\n }\n")?;
     for server in SERVERS {
         let events = world.observe(|world| world.attempt(server, 8080, Waiting::NonBlocking).map(drop))?;
-        let [Event::Start(start), Event::Drop(drop), ..] = events[..] else { panic!("{server}: {events:?}") };
+        let [Event::Start(start), second, ..] = &events[..] else { panic!("{server}: {events:?}") };
+        let drop = dropped(second).with_context(|| format!("{server}: {events:?}"))?;
         assert_eq!((drop.netns, drop.socket), (inode(&world.client)?, start.socket));
     }
     Ok(())

@@ -5,6 +5,7 @@ mod filter;
 mod flood;
 mod life;
 mod skipped;
+mod stack;
 mod tcp;
 mod udp;
 mod world;

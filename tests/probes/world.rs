@@ -15,7 +15,7 @@ use harness::{
     netns::{Netns, RunId},
 };
 use weir::probes::{Decoder, ProbeSettings, Probes};
-use weir_common::{AttemptEnd, Event, PacketDrop, Tuple, UdpEnd, drop_flags};
+use weir_common::{AttemptEnd, DropStack, Event, PacketDrop, Tuple, UdpEnd, drop_flags};
 use weir_engine::observation::Symbols as _;
 
 pub const REFUSED: i32 = 111;
@@ -181,6 +181,7 @@ pub fn netns(event: &Event) -> u32 {
         Event::End(e) => e.netns,
         Event::Accepted(e) => e.netns,
         Event::Drop(e) => e.netns,
+        Event::DropStack(e) => e.drop.netns,
         Event::UdpEnd(e) => e.netns,
         Event::SocketError(e) => e.netns,
         Event::IcmpSent(e) => e.netns,
@@ -195,6 +196,7 @@ fn source(event: &Event) -> [u8; 16] {
         Event::End(e) => e.tuple.source,
         Event::Accepted(e) => e.tuple.source,
         Event::Drop(e) => e.tuple.source,
+        Event::DropStack(e) => e.drop.tuple.source,
         Event::UdpEnd(e) => e.tuple.source,
         Event::SocketError(e) => e.tuple.source,
         Event::IcmpSent(e) => e.tuple.source,
@@ -211,7 +213,20 @@ pub fn ends(events: &[Event]) -> Vec<AttemptEnd> {
 }
 
 pub fn drops(events: &[Event]) -> Vec<PacketDrop> {
-    events.iter().filter_map(|event| if let Event::Drop(drop) = event { Some(*drop) } else { None }).collect()
+    events.iter().filter_map(dropped).collect()
+}
+
+/// The drop of an event, with or without its stack.
+pub fn dropped(event: &Event) -> Option<PacketDrop> {
+    match event {
+        Event::Drop(drop) => Some(*drop),
+        Event::DropStack(stack) => Some(stack.drop),
+        _ => None,
+    }
+}
+
+pub fn stacks(events: &[Event]) -> Vec<DropStack> {
+    events.iter().filter_map(|event| if let Event::DropStack(stack) = event { Some(*stack) } else { None }).collect()
 }
 
 pub fn udp_ends(events: &[Event]) -> Vec<UdpEnd> {

@@ -16,7 +16,7 @@ pub use outcome::Outcome;
 use serde::{Deserialize, Serialize};
 pub use table::Attempts;
 
-use crate::observation::{DropClass, Owner, Tuple};
+use crate::observation::{DropClass, Hook, Owner, Stack, Tuple};
 use crate::time::Time;
 
 /// A drop that was joined to an attempt.
@@ -30,10 +30,21 @@ pub struct JoinedDrop {
     pub reason: Option<String>,
     /// Function of the drop.
     pub location: Option<String>,
+    /// How the kernel came there; empty where that is not known.
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    pub stack: Stack,
     /// The answer was dropped, not the request.
     pub reply: bool,
     /// Network namespace of the drop; 0 where unknown.
     pub netns: u32,
+}
+
+impl JoinedDrop {
+    /// At which hook netfilter dropped it, where the stack shows that.
+    #[must_use]
+    pub fn hook(&self) -> Option<Hook> {
+        matches!(self.class, DropClass::Netfilter | DropClass::Nfqueue).then(|| Hook::of(&self.stack)).flatten()
+    }
 }
 
 /// One connection attempt: a TCP connect or a UDP exchange.

@@ -198,6 +198,7 @@ impl Attempts {
             class,
             reason: e.reason.clone(),
             location: e.location.clone(),
+            stack: e.stack.clone(),
             reply: e.reply,
             netns: e.netns,
         };

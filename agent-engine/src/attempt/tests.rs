@@ -81,6 +81,7 @@ fn drop(at: u64, reason: &str, location: &str, source_port: u16) -> PacketDrop {
         socket: None,
         reason: Some(reason.into()),
         location: Some(location.into()),
+        stack: Default::default(),
         count: 1,
         netns: 9,
         interface: 3,

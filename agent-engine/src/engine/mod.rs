@@ -10,6 +10,8 @@ mod credit;
 #[cfg(test)]
 mod every_flow;
 mod held;
+#[cfg(test)]
+mod hook_tests;
 mod input;
 mod listeners;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Engine, candidates};
+use crate::attempt::JoinedDrop;
 use crate::cluster::Kind;
 use crate::ledger::{Conditions, Entry, Instance, Seen, end_view, endpoint, evidence_line, unix_ns};
 use crate::snapshot::{
@@ -141,6 +142,8 @@ fn evidence(at: &Instance, seen: &Seen, at_unix_ns: i64) -> EvidenceView {
         class: dropped.map(|d| d.class),
         reason: dropped.and_then(|d| d.reason.clone()),
         location: dropped.and_then(|d| d.location.clone()),
+        hook: dropped.and_then(JoinedDrop::hook),
+        stack: dropped.map(|d| d.stack.clone()).unwrap_or_default(),
         reply: dropped.is_some_and(|d| d.reply),
         icmp: attempt.icmp,
         dialled: attempt.dialled,

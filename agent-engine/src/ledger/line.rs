@@ -131,7 +131,8 @@ fn attempt_line(a: &Attempt) -> String {
             let reason = d.reason.as_deref().unwrap_or("no reason");
             let place = d.location.as_deref().map(|l| format!(" at {l}")).unwrap_or_default();
             let what = if d.reply { ", the answer" } else { "" };
-            format!(" ({}{what}: {reason}{place})", d.class)
+            let hook = d.hook().map(|hook| format!(" {hook}")).unwrap_or_default();
+            format!(" ({}{hook}{what}: {reason}{place})", d.class)
         }
         (None, Some((kind, code))) => format!(" (ICMP {kind}/{code})"),
         (None, None) => String::new(),

@@ -6,7 +6,7 @@ use weir_common::{Event, drop_flags, end_flags, udp_flags};
 
 use super::{
     Accepted, AnswerRetransmit, AttemptEnd, AttemptStart, IcmpSent, Observation, Owner, PacketDrop, QueuedError,
-    Retransmit, SocketError, Symbols, Tuple, UdpEnd,
+    Retransmit, SocketError, Stack, Symbols, Tuple, UdpEnd,
 };
 use crate::time::Time;
 use crate::words::Protocol;
@@ -47,24 +47,8 @@ impl Observation {
                 netns: e.netns,
             }),
             Event::Accepted(e) => Self::Accepted(Accepted { at, tuple: tuple(&e.tuple)?, netns: e.netns }),
-            Event::Drop(e) => Self::Drop(PacketDrop {
-                at,
-                tuple: tuple(&e.tuple)?,
-                original: if e.flags & drop_flags::ORIGINAL == 0 { None } else { tuple(&e.original) },
-                socket: (e.socket != 0).then_some(e.socket),
-                reason: if e.flags & drop_flags::REASON == 0 {
-                    None
-                } else {
-                    Some(symbols.reason(e.reason).map_or_else(|| format!("#{}", e.reason), |name| plain_reason(&name)))
-                },
-                location: symbols.location(e.location).map(|name| plain_symbol(&name).to_owned()),
-                count: e.count,
-                netns: e.netns,
-                interface: e.interface,
-                tcp_flags: e.tcp_flags,
-                reply: e.flags & drop_flags::REPLY != 0,
-                untracked: e.flags & drop_flags::UNTRACKED != 0,
-            }),
+            Event::Drop(e) => Self::Drop(dropped(at, e, &[], symbols)?),
+            Event::DropStack(e) => Self::Drop(dropped(at, &e.drop, &e.frames, symbols)?),
             Event::UdpEnd(e) => Self::UdpEnd(UdpEnd {
                 at,
                 tuple: tuple(&e.tuple)?,
@@ -96,6 +80,40 @@ impl Observation {
             }
         })
     }
+}
+
+fn dropped(at: Time, e: &weir_common::PacketDrop, frames: &[u64], symbols: &dyn Symbols) -> Option<PacketDrop> {
+    Some(PacketDrop {
+        at,
+        tuple: tuple(&e.tuple)?,
+        original: if e.flags & drop_flags::ORIGINAL == 0 { None } else { tuple(&e.original) },
+        socket: (e.socket != 0).then_some(e.socket),
+        reason: if e.flags & drop_flags::REASON == 0 {
+            None
+        } else {
+            Some(symbols.reason(e.reason).map_or_else(|| format!("#{}", e.reason), |name| plain_reason(&name)))
+        },
+        location: function(e.location, symbols),
+        stack: stack(e.location, frames, symbols),
+        count: e.count,
+        netns: e.netns,
+        interface: e.interface,
+        tcp_flags: e.tcp_flags,
+        reply: e.flags & drop_flags::REPLY != 0,
+        untracked: e.flags & drop_flags::UNTRACKED != 0,
+    })
+}
+
+/// The stack from the drop on: what is above it is the tracing machinery, and differs between kernels.
+fn stack(location: u64, frames: &[u64], symbols: &dyn Symbols) -> Stack {
+    let frames = frames.iter().take_while(|frame| **frame != 0).skip_while(|frame| **frame != location);
+    // A frame is where a call returns to, which behind a function's last call is the next function.
+    let name = |frame: &u64| function(frame - 1, symbols).map_or_else(|| "?".into(), Into::into);
+    frames.map(name).collect()
+}
+
+fn function(address: u64, symbols: &dyn Symbols) -> Option<String> {
+    symbols.location(address).map(|name| plain_symbol(&name).to_owned())
 }
 
 /// An address in network order, IPv4 as v4-mapped IPv6.
@@ -154,7 +172,14 @@ mod tests {
         }
 
         fn location(&self, address: u64) -> Option<String> {
-            (address == 7).then(|| "nft_do_chain.constprop.0+0x1a".to_owned())
+            let name = match address {
+                6 | 7 => "nft_do_chain.constprop.0+0x1a",
+                17 => "nf_hook_slow",
+                27 => "ip_forward",
+                90 => "sk_skb_reason_drop",
+                _ => return None,
+            };
+            Some(name.to_owned())
         }
     }
 
@@ -198,6 +223,21 @@ mod tests {
         assert_eq!(at("nf_hook_slow", 0), DropClass::Netfilter);
         assert_eq!(at("nft_do_chain", drop_flags::UNTRACKED), DropClass::Netfilter, "a rule, whatever conntrack says");
         assert_eq!(at("nf_hook_slow", drop_flags::ORIGINAL), DropClass::Netfilter);
+    }
+
+    #[test]
+    fn a_stack_begins_at_the_drop() {
+        let wire::Event::Drop(drop) = packet(12, drop_flags::REASON, 6) else { panic!("a drop") };
+        let stack = |seen: &[u64]| {
+            let mut frames = [0; wire::STACK_FRAMES];
+            frames[..seen.len()].copy_from_slice(seen);
+            let seen = Observation::from_event(&wire::Event::DropStack(wire::DropStack { drop, frames }), &Names);
+            let Some(Observation::Drop(drop)) = seen else { panic!("{seen:?}") };
+            drop.stack.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(stack(&[80, 91, 7, 18, 28, 99]), ["nft_do_chain", "nf_hook_slow", "ip_forward", "?"]);
+        assert!(stack(&[]).is_empty(), "the helper gave none");
+        assert!(stack(&[80, 91, 18, 28]).is_empty(), "cut off before the drop, or another's");
     }
 
     #[test]

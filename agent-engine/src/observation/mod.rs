@@ -5,12 +5,14 @@
 
 mod decode;
 mod drop_class;
+mod hook;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use decode::address;
 pub use drop_class::DropClass;
+pub use hook::{Hook, Stack};
 use serde::{Deserialize, Serialize};
 
 use crate::time::Time;
@@ -163,6 +165,9 @@ pub struct PacketDrop {
     pub reason: Option<String>,
     /// Function in which the packet was dropped, without offset or compiler suffix.
     pub location: Option<String>,
+    /// How the kernel came there, from that function on; `?` for a function without a name. Empty where it was not taken.
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    pub stack: Stack,
     /// Packets with the same key since the last event of that key, this one included.
     pub count: u64,
     /// Inode of the network namespace; 0 where unknown.

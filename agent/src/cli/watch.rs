@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use weir_engine::attempt::{Attempts, Outcome};
 use weir_engine::engine::WATCHED_PORTS;
-use weir_engine::observation::Tuple;
+use weir_engine::observation::{Hook, Tuple};
 use weir_engine::snapshot::names_line;
 
 use super::Exit;
@@ -186,7 +186,8 @@ pub fn text(line: &Line) -> String {
     }
     if let Some(class) = line.class {
         let _ = write!(out, " {}{class}", if line.reply { "answer in " } else { "in " });
-        for part in line.location.iter().chain(&line.reason) {
+        let hook = line.hook.map(Hook::as_str);
+        for part in hook.into_iter().chain(line.location.as_deref()).chain(line.reason.as_deref()) {
             let _ = write!(out, " {}", clean(part));
         }
     }

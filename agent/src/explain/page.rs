@@ -148,6 +148,9 @@ fn observed(page: &mut Page, answer: &Answer) {
         if let Some(evidence) = &pair.evidence {
             let at = words::time(evidence.at_unix_ns);
             page.line(4, &format!("last seen {at}: {}", words::evidence(evidence)));
+            if let Some(stack) = words::stack(evidence) {
+                page.line(6, &format!("kernel stack, from the drop outwards: {stack}"));
+            }
         }
         if let Some(edit) = &pair.since_edit {
             let what = if edit.deleted { "was deleted" } else { "was applied" };

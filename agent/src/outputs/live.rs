@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use weir_engine::attempt::{Attempt, Outcome};
-use weir_engine::observation::{DropClass, Owner, Tuple};
+use weir_engine::attempt::{Attempt, JoinedDrop, Outcome};
+use weir_engine::observation::{DropClass, Hook, Owner, Tuple};
 use weir_engine::policy::Admission;
 use weir_engine::snapshot::EndView;
 
@@ -56,6 +56,9 @@ pub struct Line {
     pub reason: Option<String>,
     /// Function of the drop.
     pub location: Option<String>,
+    /// At which hook of netfilter it was, where the kernel's stack shows that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook: Option<Hook>,
     /// The answer was dropped, not the request.
     pub reply: bool,
     /// Retransmits of the SYN.
@@ -94,6 +97,7 @@ impl Line {
             class: dropped.map(|d| d.class),
             reason: dropped.and_then(|d| d.reason.clone()),
             location: dropped.and_then(|d| d.location.clone()),
+            hook: dropped.and_then(JoinedDrop::hook),
             reply: dropped.is_some_and(|d| d.reply),
             retransmits: attempt.retransmits,
             latency_ns: attempt.latency.map(|l| u64::try_from(l.as_nanos()).unwrap_or(u64::MAX)),

@@ -43,6 +43,9 @@ pub struct AgentView {
     /// The parts of the view of the cluster that come from an API server.
     #[serde(default)]
     pub parts: Vec<PartView>,
+    /// Drops told without their kernel stack, which a rate limit held back: their hook is not known, and nothing else is lost.
+    #[serde(default)]
+    pub suppressed_stacks: u64,
 }
 
 impl AgentView {

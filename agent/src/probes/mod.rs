@@ -115,6 +115,8 @@ pub struct Counters {
     pub suppressed_errors: u64,
     /// ICMP answers and repeated SYN-ACKs held back by the rate limit.
     pub suppressed_answers: u64,
+    /// Drops told without their stack, which the rate limit held back: no loss.
+    pub suppressed_stacks: u64,
     /// UDP sockets whose creation could not be remembered: their age is unknown at their end.
     pub lost_sockets: u64,
     /// Events whose bytes made no sense: probes and agent are of different builds.
@@ -271,6 +273,7 @@ impl Probes {
             suppressed_drops: sum(counter::SUPPRESSED_DROPS),
             suppressed_errors: sum(counter::SUPPRESSED_ERRORS),
             suppressed_answers: sum(counter::SUPPRESSED_ANSWERS),
+            suppressed_stacks: sum(counter::SUPPRESSED_STACKS),
             lost_sockets: sum(counter::LOST_SOCKETS),
             malformed_events: self.malformed,
         }

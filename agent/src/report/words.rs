@@ -2,7 +2,7 @@
 
 use weir_engine::attempt::Outcome;
 use weir_engine::check::{Case, Finding, PairReport};
-use weir_engine::observation::{DropClass, Owner, Tuple};
+use weir_engine::observation::{DropClass, Hook, Owner, Tuple};
 use weir_engine::policy::diff::WorkloadDifference;
 use weir_engine::policy::lint::Lint;
 use weir_engine::policy::{Admission, Miss, Selecting, Side, Why};
@@ -29,14 +29,26 @@ pub fn time(unix_ns: i64) -> String {
 /// What was seen of an attempt, in one line.
 #[must_use]
 pub fn evidence(evidence: &EvidenceView) -> String {
-    let drop = evidence.class.map(|class| (evidence.reply, class, evidence.location.iter().chain(&evidence.reason)));
+    let EvidenceView { class, hook, location, reason, reply, .. } = evidence;
+    let drop = class.map(|class| (*reply, class, parts(*hook, location.as_deref(), reason.as_deref())));
     outcome(evidence.outcome, (&evidence.dialled, evidence.translated.as_ref()), drop, evidence.owner.as_ref())
+}
+
+/// Where in the kernel, from the wide to the narrow, and its reason.
+fn parts<'a>(hook: Option<Hook>, location: Option<&'a str>, reason: Option<&'a str>) -> impl Iterator<Item = &'a str> {
+    hook.map(Hook::as_str).into_iter().chain(location).chain(reason)
+}
+
+/// The way to a drop, from the function of the drop outwards.
+#[must_use]
+pub fn stack(evidence: &EvidenceView) -> Option<String> {
+    (!evidence.stack.is_empty()).then(|| evidence.stack.join(" < "))
 }
 
 fn outcome<'a>(
     outcome: Outcome,
     (dialled, translated): (&Tuple, Option<&Tuple>),
-    drop: Option<(bool, DropClass, impl Iterator<Item = &'a String>)>,
+    drop: Option<(bool, DropClass, impl Iterator<Item = &'a str>)>,
     owner: Option<&Owner>,
 ) -> String {
     let tuple =
@@ -61,7 +73,8 @@ fn outcome<'a>(
 /// An attempt in one line, in the words of [`evidence`].
 #[must_use]
 pub fn attempt(line: &Line) -> String {
-    let drop = line.class.map(|class| (line.reply, class, line.location.iter().chain(&line.reason)));
+    let Line { class, hook, location, reason, reply, .. } = line;
+    let drop = class.map(|class| (*reply, class, parts(*hook, location.as_deref(), reason.as_deref())));
     outcome(line.outcome, (&line.dialled, line.translated.as_ref()), drop, line.owner.as_ref())
 }
 

@@ -59,6 +59,9 @@ pub trait Observer: Send + 'static {
 
     /// Events lost since the start, by stage.
     fn lost(&mut self) -> Vec<(&'static str, u64)>;
+
+    /// Drops told without their stack since the start, because of its rate limit.
+    fn suppressed_stacks(&self) -> u64;
 }
 
 /// The engine and what feeds it.
@@ -369,6 +372,7 @@ impl<O: Observer> EventLoop<O> {
         let fresh = self.latest.as_ref().filter(|(at, _)| at.elapsed() < VIEW_AGE).map(|(_, view)| view.clone());
         let view = fresh.unwrap_or_else(|| {
             self.agent.probes = self.observer.probes();
+            self.agent.suppressed_stacks = self.observer.suppressed_stacks();
             let now = std::time::Instant::now();
             self.agent.parts = self.health.values().map(|h| PartView::of(h, self.started, now)).collect();
             let view = Arc::new(View { snapshot: self.engine.snapshot(self.clock.now()), agent: self.agent.clone() });

@@ -64,7 +64,7 @@ impl Observer for Kernel {
 
     fn lost(&mut self) -> Vec<(&'static str, u64)> {
         let counters = self.probes.counters();
-        // Aggregated drops are no loss: a later event carries their number.
+        // Aggregated drops are no loss: a later event carries their number. Nor are stacks held back: the drops are told.
         let mut lost = vec![
             ("ring-buffer", counters.lost_events),
             ("attempt-map", counters.lost_attempts),
@@ -76,5 +76,9 @@ impl Observer for Kernel {
         ];
         lost.extend(self.probes.skipped_runs());
         lost
+    }
+
+    fn suppressed_stacks(&self) -> u64 {
+        self.probes.counters().suppressed_stacks
     }
 }

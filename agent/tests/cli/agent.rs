@@ -113,11 +113,11 @@ fn watch_shows_attempts_as_they_come() {
             ["watch", "--socket", path.to_str().unwrap()].into_iter().chain(more.iter().copied()).collect();
         first_lines(&args, count)
     };
-    let shown = watch(&[], 7);
+    let shown = watch(&[], 8);
     assert!(shown.lines().all(|line| line.chars().count() <= 100), "{shown}");
     assert_data_eq!(shown, file!["../golden/watch.txt"]);
     let joined = |text: &str| text.replace("\n    ", " ");
-    assert_eq!(joined(&watch(&["--wide"], 4)), joined(&watch(&[], 7)), "the same, on one line each");
+    assert_eq!(joined(&watch(&["--wide"], 4)), joined(&watch(&[], 8)), "the same, on one line each");
     let denied = watch(&["--denied", "--wide"], 2);
     assert!(denied.contains("shop/cart") && denied.lines().nth(1).unwrap().starts_with("7 lines skipped"), "{denied}");
     let web = watch(&["--workload", "shop/web", "--port", "15012", "--wide"], 2);

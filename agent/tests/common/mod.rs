@@ -9,7 +9,7 @@ use weir::outputs::{AgentView, Known, ProbeView, Request, View, Views};
 use weir_engine::attempt::Outcome;
 use weir_engine::check::Model;
 use weir_engine::cluster::{Kind, Object, Origin};
-use weir_engine::observation::{DropClass, Owner, Tuple};
+use weir_engine::observation::{DropClass, Hook, Owner, Tuple};
 use weir_engine::policy::{Admission, Profile, Selecting, Side};
 use weir_engine::requirement::{Catalogue, Severity};
 use weir_engine::snapshot::{
@@ -248,6 +248,7 @@ pub fn attempts_of(namespace: &str, name: &str) -> Vec<Live> {
         class: Some(DropClass::Netfilter),
         reason: Some("NETFILTER_DROP".to_owned()),
         location: Some("nft_do_chain".to_owned()),
+        hook: Some(Hook::Forward),
         reply: false,
         retransmits: 2,
         latency_ns: None,
@@ -263,6 +264,7 @@ pub fn attempts_of(namespace: &str, name: &str) -> Vec<Live> {
         class: None,
         reason: None,
         location: None,
+        hook: None,
         translated: None,
         retransmits: 0,
         latency_ns: Some(1_234_567),

@@ -187,6 +187,10 @@ impl Collector for ViewCollector {
         let help = "Kernel events that never reached the engine";
         left_out += Series::sum(lost, self.caps.other).counter(encoder, "events_lost", help)?;
 
+        let held_back = ConstCounter::new(agent.suppressed_stacks);
+        let help = "Drops whose kernel stack its rate limit held back: told, but without their netfilter hook";
+        held_back.encode(encoder.encode_descriptor("stacks_suppressed", help, None, MetricType::Counter)?)?;
+
         let probes = agent.probes.iter().map(|p| (Probe { probe: p.name.clone() }, u64::from(p.active)));
         let help = "Whether the probe is attached";
         left_out += Series::sum(probes, self.caps.other).gauge(encoder, "probe_active", help)?;
