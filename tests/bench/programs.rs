@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSock};
+use anyhow::{Context as _, Result, bail};
+use aya::programs::{BtfTracePoint, CgroupAttachMode, Program};
 use aya::{Btf, Ebpf, EbpfLoader};
 use harness::netns::Netns;
 use socket2::{Domain, Socket, Type};
 use weir::probes::{ProbeSettings, Probes};
 
-use crate::{DEAF, NOBODY, SERVER, WATCHED};
+use crate::{DEAF, DNS, NOBODY, SERVER, SERVER_V6, WATCHED};
 
 const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 /// The aim: a program that ignores an event costs at most this many times an empty one.
@@ -46,9 +46,11 @@ pub type Costs = BTreeMap<&'static str, (RunStats, RunStats)>;
 
 /// Runs ours and an empty one on each hook under the same traffic.
 pub fn programs(client: &Netns, port: u16) -> Result<Costs> {
-    let ports = [WATCHED, WATCHED + NOBODY, WATCHED + DEAF].into();
-    let settings = ProbeSettings { ports, ..ProbeSettings::default() };
+    let ports = [WATCHED, WATCHED + NOBODY, WATCHED + DEAF, DNS].into();
+    let settings = ProbeSettings { ports, dns_replies: true, ..ProbeSettings::default() };
     let mut probes = Probes::load(&settings)?;
+    // What stands in where there is no BTF, beside all the others.
+    let mut blind = Probes::load(&ProbeSettings { btf: "/nowhere".into(), dns_replies: false, ..settings.clone() })?;
     let names: BTreeMap<u32, String> = aya::programs::loaded_programs()
         .flatten()
         .filter_map(|program| Some((program.id(), program.name_as_str()?.to_owned())))
@@ -60,11 +62,12 @@ pub fn programs(client: &Netns, port: u16) -> Result<Costs> {
         client.run(|| traffic(port))?;
         // The agent would have read them by now.
         probes.drain(&mut Vec::new());
+        blind.drain(&mut Vec::new());
     }
     let after = counted()?;
     let during = |id: &u32| Some(after.get(id)?.since(before.get(id).copied().unwrap_or_default()));
     let mut costs = Costs::new();
-    for name in TRACEPOINTS.map(|(name, _)| name).into_iter().chain(SOCKETS.map(|(name, _)| name)) {
+    for name in TRACEPOINTS.map(|(name, _)| name).into_iter().chain(CGROUP.map(|(name, _)| name)) {
         // The kernel keeps 15 characters of a name.
         let short = &name[..name.len().min(15)];
         let own = ours.keys().find(|id| names.get(id).is_some_and(|known| known == short));
@@ -86,8 +89,16 @@ const TRACEPOINTS: [(&str, &str); 7] = [
     ("icmp_sent", "icmp_send"),
     ("answer_retransmit", "tcp_retransmit_synack"),
 ];
-/// The probes on sockets of the root cgroup, with the empty programs for their hooks.
-const SOCKETS: [(&str, &str); 2] = [("udp_create", "empty_create"), ("udp_release", "empty_release")];
+/// The probes on the root cgroup, with the empty programs for their hooks.
+const CGROUP: [(&str, &str); 7] = [
+    ("udp_create", "empty_create"),
+    ("udp_release", "empty_release"),
+    ("dns_query4", "empty_sendmsg4"),
+    ("dns_query6", "empty_sendmsg6"),
+    ("dns_reply4", "empty_recvmsg4"),
+    ("dns_reply6", "empty_recvmsg6"),
+    ("tcp_callback", "empty_callback"),
+];
 
 /// An empty program on each hook that this kernel has, with its id.
 fn empty(settings: &ProbeSettings) -> Result<BTreeMap<&'static str, (Ebpf, u32)>> {
@@ -107,15 +118,28 @@ fn empty(settings: &ProbeSettings) -> Result<BTreeMap<&'static str, (Ebpf, u32)>
             all.insert(name, (ebpf, id));
         }
     }
-    for (name, empty) in SOCKETS {
+    for (name, empty) in CGROUP {
         let Some(root) = weir::probes::root_cgroup() else { continue };
         let mut ebpf = load()?;
-        let program: &mut CgroupSock = ebpf.program_mut(empty).context(empty)?.try_into()?;
-        if program.load().is_ok() {
-            program.attach(fs::File::open(root)?, CgroupAttachMode::Single)?;
-            let id = program.info()?.id();
-            all.insert(name, (ebpf, id));
+        let program = ebpf.program_mut(empty).context(empty)?;
+        let (root, mode) = (fs::File::open(root)?, CgroupAttachMode::Single);
+        match program {
+            Program::CgroupSock(program) => {
+                program.load()?;
+                program.attach(root, mode)?;
+            }
+            Program::CgroupSockAddr(program) => {
+                program.load()?;
+                program.attach(root, mode)?;
+            }
+            Program::SockOps(program) => {
+                program.load()?;
+                program.attach(root, mode)?;
+            }
+            _ => bail!("{empty} is on no hook of a cgroup"),
         }
+        let id = program.info()?.id();
+        all.insert(name, (ebpf, id));
     }
     Ok(all)
 }
@@ -134,7 +158,7 @@ fn counted() -> Result<BTreeMap<u32, RunStats>> {
     Ok(stats)
 }
 
-/// Everything that the hooks see of a port: connections, refusals, datagrams to nobody, SYNs and answers sent again.
+/// Everything that the hooks see of a port: connections, refusals, datagrams to nobody and to a server, SYNs and answers sent again.
 fn traffic(port: u16) -> Result<()> {
     for _ in 0..200 {
         drop(TcpStream::connect((SERVER, port))?);
@@ -145,6 +169,18 @@ fn traffic(port: u16) -> Result<()> {
         socket.connect((SERVER, port + NOBODY))?;
         let _ = socket.send(b"?");
         let _ = socket.send(b"?");
+    }
+    // Resolvers that do not connect open a socket for each query.
+    let datagrams = if port == WATCHED { DNS } else { port };
+    for (any, server) in
+        [(IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V4(SERVER)), (Ipv6Addr::UNSPECIFIED.into(), SERVER_V6.into())]
+    {
+        for _ in 0..100 {
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+            socket.send_to(b"?", (server, datagrams))?;
+            let _ = socket.recv_from(&mut [0; 8]);
+        }
     }
     let to = SocketAddr::from((SERVER, port + DEAF)).into();
     let waiting = (0..20).map(|_| {
