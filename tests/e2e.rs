@@ -1,6 +1,7 @@
 //! The main job on real packets: every flow of a fixture, before and after its policies, as the running agent reports it.
 
 use std::fs;
+use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
@@ -171,6 +172,36 @@ fn without_btf_connections_are_seen_and_nobody_is_accused() -> Result<()> {
     ] {
         ensure!(page.contains(said), "{said}\n{page}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_resolver_that_does_not_connect_is_seen_where_that_was_asked_for() -> Result<()> {
+    let fixture = Fixture::load(&fixture::fixtures_dir().join("scenarios/01-sidecar-injection"))?;
+    let options = MeshOptions::default();
+    let rehearsal = Rehearsal::with(fixture, agent::binary()?, Enforcement::Drop, &options, &["--dns-replies"])?;
+    rehearsal.enter("after_with_dns", Enforcement::Drop)?;
+    let flow = rehearsal.flow("sc-03-dns-udp")?;
+    let server = rehearsal.mesh.addresses(&flow.to)?.iter().find(|address| address.is_ipv4());
+    let server = *server.context("a server without an IPv4 address")?;
+    let begin = Instant::now();
+    loop {
+        rehearsal.mesh.namespace(&flow.from)?.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.send_to(b"?", (server, flow.port))?;
+            Ok(socket.recv_from(&mut [0; 8]).map(drop)?)
+        })?;
+        let pair = rehearsal.pair(flow)?.context("no pair")?;
+        if pair["state"] == "verified" {
+            break;
+        }
+        ensure!(begin.elapsed() < PATIENCE, "{}\n{}", rehearsal::line(&pair), rehearsal.agent.log());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let doctor = rehearsal.agent.command(&["doctor"])?;
+    let page = String::from_utf8_lossy(&doctor.stdout);
+    ensure!(page.contains("ok      dns_reply4") && !page.contains("off by choice"), "{page}");
     Ok(())
 }
 

@@ -75,6 +75,32 @@ pub struct Layout {
     pub dev_index: u32,
     /// `net_device.nd_net.net`, pointer to `struct net`.
     pub dev_net: u32,
+    /// `sock.sk_stamp`, i64: negative until the application has read a datagram.
+    pub sock_stamp: u32,
+    /// `sock.sk_backlog.rmem_alloc`, i32: bytes that wait to be read.
+    pub sock_waiting: u32,
+    /// `sock.sk_forward_alloc`, i32: memory kept from datagrams that were received; 0 until the first.
+    pub sock_kept: u32,
+    /// `net.dev_base_head`: `struct list_head` of the namespace's devices.
+    pub net_devices: u32,
+    /// `net_device.dev_list`, its entry there.
+    pub dev_entry: u32,
+    /// `net_device.ip_ptr`, pointer to `struct in_device`, may be null.
+    pub dev_v4: u32,
+    /// `in_device.ifa_list`, pointer to the first `struct in_ifaddr`, may be null.
+    pub v4_addresses: u32,
+    /// `in_ifaddr.ifa_next`, pointer to the next, may be null.
+    pub v4_next: u32,
+    /// `in_ifaddr.ifa_local`, network order, u32.
+    pub v4_local: u32,
+    /// `net_device.ip6_ptr`, pointer to `struct inet6_dev`, may be null.
+    pub dev_v6: u32,
+    /// `inet6_dev.addr_list`: `struct list_head` of its addresses.
+    pub v6_addresses: u32,
+    /// `inet6_ifaddr.if_list`, its entry there.
+    pub v6_entry: u32,
+    /// `inet6_ifaddr.addr`, 16 bytes.
+    pub v6_local: u32,
     /// 1 if tracepoint `kfree_skb` has the argument `reason`, else 0.
     pub has_drop_reason: u32,
 }
@@ -114,6 +140,19 @@ impl Layout {
         conn_original: ABSENT,
         dev_index: ABSENT,
         dev_net: ABSENT,
+        sock_stamp: ABSENT,
+        sock_waiting: ABSENT,
+        sock_kept: ABSENT,
+        net_devices: ABSENT,
+        dev_entry: ABSENT,
+        dev_v4: ABSENT,
+        v4_addresses: ABSENT,
+        v4_next: ABSENT,
+        v4_local: ABSENT,
+        dev_v6: ABSENT,
+        v6_addresses: ABSENT,
+        v6_entry: ABSENT,
+        v6_local: ABSENT,
         has_drop_reason: 0,
     };
 }

@@ -455,7 +455,7 @@ plain! {
     SocketError = 16 + 40 + 8 + 8 + 4 + 4,
     IcmpSent = 16 + 40 + 4 + 4,
     AnswerRetransmit = 16 + 40 + 8,
-    Layout = 33 * 4,
+    Layout = 46 * 4,
 }
 
 /// The bytes of a plain struct, for recordings and tests.

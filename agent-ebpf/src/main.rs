@@ -6,6 +6,8 @@ mod answer_retransmit;
 #[cfg(target_arch = "bpf")]
 mod attempts;
 #[cfg(target_arch = "bpf")]
+mod dns_reply;
+#[cfg(target_arch = "bpf")]
 mod emit;
 #[cfg(target_arch = "bpf")]
 mod icmp_sent;
@@ -15,6 +17,8 @@ mod kernel;
 mod limits;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod namespace;
 #[cfg(target_arch = "bpf")]
 mod packet;
 #[cfg(target_arch = "bpf")]
@@ -35,13 +39,13 @@ mod udp_socket;
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::{
-        macros::{btf_tracepoint, cgroup_sock, sock_ops},
-        programs::{BtfTracePointContext, SockContext, SockOpsContext},
+        macros::{btf_tracepoint, cgroup_sock, cgroup_sock_addr, sock_ops},
+        programs::{BtfTracePointContext, SockAddrContext, SockContext, SockOpsContext},
     };
 
     use super::{
-        answer_retransmit, icmp_sent, packet_drop, reset_received, socket_error, syn_retransmit, tcp_callback,
-        tcp_state, udp_socket,
+        answer_retransmit, dns_reply, icmp_sent, packet_drop, reset_received, socket_error, syn_retransmit,
+        tcp_callback, tcp_state, udp_socket,
     };
 
     #[btf_tracepoint(function = "inet_sock_set_state")]
@@ -86,7 +90,7 @@ mod programs {
         0
     }
 
-    /// Never attached by the agent, as the other two: what a hook costs by itself, for `cargo xtask bench probes`.
+    /// Never attached by the agent, as all others that are empty: what a hook costs by itself, for `cargo xtask bench probes`.
     #[btf_tracepoint(function = "kfree_skb")]
     fn empty(_ctx: BtfTracePointContext) -> i32 {
         0
@@ -99,6 +103,31 @@ mod programs {
 
     #[cgroup_sock(sock_release)]
     fn empty_release(_ctx: SockContext) -> i32 {
+        1
+    }
+
+    #[cgroup_sock_addr(sendmsg4)]
+    fn empty_sendmsg4(_ctx: SockAddrContext) -> i32 {
+        1
+    }
+
+    #[cgroup_sock_addr(sendmsg6)]
+    fn empty_sendmsg6(_ctx: SockAddrContext) -> i32 {
+        1
+    }
+
+    #[cgroup_sock_addr(recvmsg4)]
+    fn empty_recvmsg4(_ctx: SockAddrContext) -> i32 {
+        1
+    }
+
+    #[cgroup_sock_addr(recvmsg6)]
+    fn empty_recvmsg6(_ctx: SockAddrContext) -> i32 {
+        1
+    }
+
+    #[sock_ops]
+    fn empty_callback(_ctx: SockOpsContext) -> u32 {
         1
     }
 
@@ -120,6 +149,31 @@ mod programs {
     #[cgroup_sock(sock_release)]
     fn udp_release(ctx: SockContext) -> i32 {
         udp_socket::released(&ctx);
+        1
+    }
+
+    /// Any other value than 1 would refuse the datagram, as with the next; the kernel takes no other from the two after it.
+    #[cgroup_sock_addr(sendmsg4)]
+    fn dns_query4(ctx: SockAddrContext) -> i32 {
+        dns_reply::asked4(&ctx);
+        1
+    }
+
+    #[cgroup_sock_addr(sendmsg6)]
+    fn dns_query6(ctx: SockAddrContext) -> i32 {
+        dns_reply::asked6(&ctx);
+        1
+    }
+
+    #[cgroup_sock_addr(recvmsg4)]
+    fn dns_reply4(ctx: SockAddrContext) -> i32 {
+        dns_reply::answered4(&ctx);
+        1
+    }
+
+    #[cgroup_sock_addr(recvmsg6)]
+    fn dns_reply6(ctx: SockAddrContext) -> i32 {
+        dns_reply::answered6(&ctx);
         1
     }
 }

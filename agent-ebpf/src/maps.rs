@@ -14,6 +14,10 @@ pub static LAYOUT: Layout = Layout::UNKNOWN;
 #[unsafe(no_mangle)]
 pub static CONNTRACK: [u64; 2] = [0; 2];
 
+/// 1 if `dns_reply` is loaded: what it takes of `udp_release` is no code of it otherwise.
+#[unsafe(no_mangle)]
+pub static DNS_REPLIES: u8 = 0;
+
 /// The only way out for events. Sized by the agent.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
@@ -29,6 +33,11 @@ pub static ATTEMPTS: LruHashMap<u64, Attempt> = LruHashMap::with_max_entries(163
 /// Creation times of UDP sockets (`bpf_ktime_get_ns`), by address of `struct sock`.
 #[map]
 pub static UDP_SOCKETS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16384, 0);
+
+/// Who was asked through UDP sockets that are not connected, by address of `struct sock`. Sized by the agent: one where
+/// nobody asks.
+#[map]
+pub static QUERIES: LruHashMap<u64, [Query; 3]> = LruHashMap::with_max_entries(4096, 0);
 
 /// What was dropped lately. Per CPU, so that a flood on one CPU neither locks nor delays the others.
 #[map]
@@ -56,6 +65,17 @@ pub struct Attempt {
     pub retransmits: u32,
     /// 1 after an RST.
     pub reset: u32,
+}
+
+/// Value of [`QUERIES`], as many as resolvers have servers (`MAXNS` of glibc and musl).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Query {
+    pub server: [u32; 4],
+    /// `bpf_ktime_get_ns` of the last query; 0: there was none.
+    pub asked: u64,
+    /// `bpf_ktime_get_ns` of the last reply that was told; 0: there was none.
+    pub told: u64,
 }
 
 /// Key of [`DROPS`]. Without the source port: a flood from one place is one key.

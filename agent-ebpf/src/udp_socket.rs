@@ -7,15 +7,20 @@
 //! address). So one look when the socket is released answers, and nothing runs per packet. Both hooks run for all
 //! sockets of address families IPv4 and IPv6, in process context; others than UDP cost one load.
 //!
+//! Sockets that are not connected leave no such trace; see `dns_reply`.
+//!
 //! The context is the socket itself, but typed as the UAPI's `struct bpf_sock`; kernel members are copied from it.
+
+use core::ptr::read_volatile;
 
 use aya_ebpf::{EbpfContext as _, programs::SockContext};
 use weir_common::{ABSENT, Tuple, UdpEnd, counter, kind, udp_flags};
 
 use crate::{
+    dns_reply,
     emit::{emit, header, now},
     kernel::{AF_INET6, UDP, bytes, copy, current, mapped, offset},
-    maps::{UDP_SOCKETS, count, watched},
+    maps::{DNS_REPLIES, UDP_SOCKETS, count, watched},
 };
 
 #[inline(always)]
@@ -48,6 +53,9 @@ fn end(socket: u64) -> Option<()> {
     let _ = UDP_SOCKETS.remove(socket);
     let at = |offset: u32| socket + u64::from(offset);
     let port = u16::from_be(copy::<u16>(at(offset!(sock_dport)))?);
+    if port == 0 && dns_replies() {
+        return dns_reply::released(socket, created);
+    }
     if port == 0 || !watched(port) {
         return None;
     }
@@ -76,4 +84,11 @@ fn end(socket: u64) -> Option<()> {
         owner: current(),
     });
     Some(())
+}
+
+/// Constant to the verifier.
+#[inline(always)]
+fn dns_replies() -> bool {
+    // SAFETY: a plain static; volatile because the agent replaces it after compilation.
+    unsafe { read_volatile(&raw const DNS_REPLIES) != 0 }
 }

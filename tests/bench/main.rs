@@ -9,7 +9,7 @@ mod beside;
 mod network;
 mod programs;
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::process::ExitCode;
 use std::thread;
 
@@ -18,6 +18,9 @@ use harness::aims;
 use harness::netns::{Netns, RunId};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 2);
+/// Where queries are answered that the probes follow.
+const DNS: u16 = 53;
 /// Nobody watches it, nor the ports after it.
 const IGNORED: u16 = 9999;
 const WATCHED: u16 = 8080;
@@ -46,10 +49,13 @@ fn bench() -> Result<bool> {
     let names = ["client", "server"].map(|name| id.name(name));
     let [client, server]: [Netns; 2] = Netns::create(&names)?.try_into().ok().context("two namespaces")?;
     client.ip(&format!(
-        "link set lo up\nlink add eth0 type veth peer name eth0 netns {}\naddr add 10.9.0.1/24 dev eth0\nlink set eth0 up\n",
+        "link set lo up\nlink add eth0 type veth peer name eth0 netns {}\naddr add 10.9.0.1/24 dev eth0\n\
+         addr add fd00:9::1/64 dev eth0 nodad\nlink set eth0 up\n",
         server.name()
     ))?;
-    server.ip("link set lo up\naddr add 10.9.0.2/24 dev eth0\nlink set eth0 up\n")?;
+    server.ip(&format!(
+        "link set lo up\naddr add {SERVER}/24 dev eth0\naddr add {SERVER_V6}/64 dev eth0 nodad\nlink set eth0 up\n"
+    ))?;
     let mut deaf = String::new();
     for port in [IGNORED, WATCHED] {
         deaf += &format!("tcp sport {} tcp flags & (syn | ack) == syn | ack drop\n", port + DEAF);
@@ -60,6 +66,14 @@ fn bench() -> Result<bool> {
     for port in [IGNORED, WATCHED].into_iter().flat_map(|port| [port, port + DEAF]) {
         let listener = server.run(|| Ok(TcpListener::bind((SERVER, port))?))?;
         thread::spawn(move || listener.incoming().for_each(drop));
+    }
+    for port in [IGNORED, DNS] {
+        let socket = server.run(|| Ok(UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?))?;
+        thread::spawn(move || {
+            while let Ok((_, client)) = socket.recv_from(&mut [0; 8]) {
+                let _ = socket.send_to(b"!", client);
+            }
+        });
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let cheap = {

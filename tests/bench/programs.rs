@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSock};
+use anyhow::{Context as _, Result, bail};
+use aya::programs::{CgroupAttachMode, Program};
 use aya::{Btf, Ebpf, EbpfLoader};
 use harness::netns::Netns;
 use socket2::{Domain, Socket, Type};
 use weir::probes::{ProbeSettings, Probes};
 
-use crate::{DEAF, NOBODY, SERVER, WATCHED};
+use crate::{DEAF, DNS, NOBODY, SERVER, SERVER_V6, WATCHED};
 
 const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 /// The aim: a program that ignores an event costs at most this many times an empty one.
@@ -44,27 +44,43 @@ impl RunStats {
 /// Ours and an empty one on the same hook.
 pub type Costs = BTreeMap<&'static str, (RunStats, RunStats)>;
 
-/// Runs ours and an empty one on each hook under the same traffic.
+/// Runs ours and an empty one on each hook under the same traffic: as the agent does by default, then what it does if told to, and
+/// what stands in where there is no BTF.
 pub fn programs(client: &Netns, port: u16) -> Result<Costs> {
-    let ports = [WATCHED, WATCHED + NOBODY, WATCHED + DEAF].into();
+    let ports = [WATCHED, WATCHED + NOBODY, WATCHED + DEAF, DNS].into();
     let settings = ProbeSettings { ports, ..ProbeSettings::default() };
-    let mut probes = Probes::load(&settings)?;
+    let beside = |settings: &ProbeSettings, hooks: &[Hook], traffic: fn(u16) -> Result<()>| {
+        beside(client, settings, hooks, || traffic(port))
+    };
+    let mut costs = beside(&settings, &[&TRACEPOINTS[..], &SOCKETS].concat(), traffic)?;
+    costs.extend(beside(&ProbeSettings { dns_replies: true, ..settings.clone() }, &DATAGRAMS, queries)?);
+    costs.extend(beside(&ProbeSettings { btf: "/nowhere".into(), ..settings }, &[CALLBACK], traffic)?);
+    Ok(costs)
+}
+
+fn beside(
+    client: &Netns,
+    settings: &ProbeSettings,
+    hooks: &[Hook],
+    traffic: impl Fn() -> Result<()> + Sync,
+) -> Result<Costs> {
+    let mut probes = Probes::load(settings)?;
     let names: BTreeMap<u32, String> = aya::programs::loaded_programs()
         .flatten()
         .filter_map(|program| Some((program.id(), program.name_as_str()?.to_owned())))
         .collect();
     let ours: BTreeMap<u32, RunStats> = counted()?;
-    let empty = empty(&settings)?;
+    let empty = empty(hooks)?;
     let before = counted()?;
     for _ in 0..ROUNDS {
-        client.run(|| traffic(port))?;
+        client.run(&traffic)?;
         // The agent would have read them by now.
         probes.drain(&mut Vec::new());
     }
     let after = counted()?;
     let during = |id: &u32| Some(after.get(id)?.since(before.get(id).copied().unwrap_or_default()));
     let mut costs = Costs::new();
-    for name in TRACEPOINTS.map(|(name, _)| name).into_iter().chain(SOCKETS.map(|(name, _)| name)) {
+    for (name, _) in hooks {
         // The kernel keeps 15 characters of a name.
         let short = &name[..name.len().min(15)];
         let own = ours.keys().find(|id| names.get(id).is_some_and(|known| known == short));
@@ -76,8 +92,11 @@ pub fn programs(client: &Netns, port: u16) -> Result<Costs> {
     Ok(costs)
 }
 
+/// A probe, and its tracepoint or the empty program for its hook on the root cgroup.
+type Hook = (&'static str, &'static str);
+
 /// The probes on tracepoints, with these.
-const TRACEPOINTS: [(&str, &str); 7] = [
+const TRACEPOINTS: [Hook; 7] = [
     ("tcp_state", "inet_sock_set_state"),
     ("syn_retransmit", "tcp_retransmit_skb"),
     ("reset_received", "tcp_receive_reset"),
@@ -86,36 +105,56 @@ const TRACEPOINTS: [(&str, &str); 7] = [
     ("icmp_sent", "icmp_send"),
     ("answer_retransmit", "tcp_retransmit_synack"),
 ];
-/// The probes on sockets of the root cgroup, with the empty programs for their hooks.
-const SOCKETS: [(&str, &str); 2] = [("udp_create", "empty_create"), ("udp_release", "empty_release")];
+const SOCKETS: [Hook; 2] = [("udp_create", "empty_create"), ("udp_release", "empty_release")];
+/// Only where they are asked for.
+const DATAGRAMS: [Hook; 4] = [
+    ("dns_query4", "empty_sendmsg4"),
+    ("dns_query6", "empty_sendmsg6"),
+    ("dns_reply4", "empty_recvmsg4"),
+    ("dns_reply6", "empty_recvmsg6"),
+];
+const CALLBACK: Hook = ("tcp_callback", "empty_callback");
 
 /// An empty program on each hook that this kernel has, with its id.
-fn empty(settings: &ProbeSettings) -> Result<BTreeMap<&'static str, (Ebpf, u32)>> {
+fn empty(hooks: &[Hook]) -> Result<BTreeMap<&'static str, (Ebpf, u32)>> {
     let object = std::env::var_os("WEIR_EBPF_OBJECT")
         .context("WEIR_EBPF_OBJECT names no probe object: run `cargo xtask bench probes`")?;
     let object = fs::read(&object).with_context(|| Path::new(&object).display().to_string())?;
-    let btf = Btf::parse_file(&settings.btf, aya::Endianness::default())?;
-    // Each has an object of its own: a program is attached but once.
-    let load = || EbpfLoader::new().btf(None).map_max_entries("EVENTS", 4096).load(&object);
+    let btf = Btf::parse_file(&ProbeSettings::default().btf, aya::Endianness::default())?;
+    let root = || {
+        let root = weir::probes::root_cgroup().context("the root of cgroup v2 is not mounted")?;
+        fs::File::open(&root).with_context(|| root.display().to_string())
+    };
+    let mode = CgroupAttachMode::Single;
     let mut all = BTreeMap::new();
-    for (name, tracepoint) in TRACEPOINTS {
-        let mut ebpf = load()?;
-        let program: &mut BtfTracePoint = ebpf.program_mut("empty").context("no program `empty`")?.try_into()?;
-        if program.load(tracepoint, &btf).is_ok() {
-            program.attach()?;
-            let id = program.info()?.id();
-            all.insert(name, (ebpf, id));
+    for (name, on) in hooks {
+        // Each has an object of its own: a program is attached but once.
+        let mut ebpf = EbpfLoader::new().btf(None).map_max_entries("EVENTS", 4096).load(&object)?;
+        let empty = if on.starts_with("empty_") { on } else { "empty" };
+        let program = ebpf.program_mut(empty).context(empty)?;
+        match program {
+            Program::BtfTracePoint(program) => {
+                if program.load(on, &btf).is_err() {
+                    continue;
+                }
+                program.attach()?;
+            }
+            Program::CgroupSock(program) => {
+                program.load()?;
+                program.attach(root()?, mode)?;
+            }
+            Program::CgroupSockAddr(program) => {
+                program.load()?;
+                program.attach(root()?, mode)?;
+            }
+            Program::SockOps(program) => {
+                program.load()?;
+                program.attach(root()?, mode)?;
+            }
+            _ => bail!("{empty} is on a hook that is not measured"),
         }
-    }
-    for (name, empty) in SOCKETS {
-        let Some(root) = weir::probes::root_cgroup() else { continue };
-        let mut ebpf = load()?;
-        let program: &mut CgroupSock = ebpf.program_mut(empty).context(empty)?.try_into()?;
-        if program.load().is_ok() {
-            program.attach(fs::File::open(root)?, CgroupAttachMode::Single)?;
-            let id = program.info()?.id();
-            all.insert(name, (ebpf, id));
-        }
+        let id = program.info()?.id();
+        all.insert(*name, (ebpf, id));
     }
     Ok(all)
 }
@@ -158,6 +197,23 @@ fn traffic(port: u16) -> Result<()> {
     // Both ends repeat themselves after a second.
     thread::sleep(Duration::from_millis(1200));
     drop(waiting);
+    Ok(())
+}
+
+/// Datagrams of sockets that are not connected, one for each as resolvers do: to where queries are answered, or to a port like any
+/// other.
+fn queries(port: u16) -> Result<()> {
+    let datagrams = if port == WATCHED { DNS } else { port };
+    for (any, server) in
+        [(IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V4(SERVER)), (Ipv6Addr::UNSPECIFIED.into(), SERVER_V6.into())]
+    {
+        for _ in 0..100 {
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+            socket.send_to(b"?", (server, datagrams))?;
+            let _ = socket.recv_from(&mut [0; 8]);
+        }
+    }
     Ok(())
 }
 

@@ -245,7 +245,7 @@ fn the_agent_reads_what_it_watches_and_writes_events() {
 
 /// What is switched off needs no permission, and what is switched on has it.
 #[test]
-fn candidates_and_events_are_granted_where_they_are_used() {
+fn candidates_events_and_dns_replies_are_where_they_are_asked_for() {
     let args =
         |over: &str| one(over, "DaemonSet", "weir")["spec"]["template"]["spec"]["containers"][0]["args"].to_string();
     let role = one("", "Role", "weir-candidates");
@@ -254,6 +254,7 @@ fn candidates_and_events_are_granted_where_they_are_used() {
     let get = |verb: &str| (String::new(), "configmaps".to_owned(), verb.to_owned());
     assert_eq!(permissions(&role), ["get", "list", "watch"].map(get).into());
 
+    assert!(!args("").contains("--dns-replies") && args("{agent: {dnsReplies: true}}").contains("--dns-replies"));
     let off = "{agent: {candidates: false, events: false}}";
     assert!(!args(off).contains("candidates") && args(off).contains("--no-events"));
     assert!(objects(off).iter().all(|o| o["metadata"]["name"] != "weir-candidates"));

@@ -164,7 +164,7 @@ impl Stage<'_> {
         let rate = format!("{} connections unread", count.load(Ordering::Relaxed));
         thread::sleep(Duration::from_millis(500));
         for ((agent, model), before) in self.agents.iter().zip(models).zip(before) {
-            let lost = agent.lost()?.saturating_sub(before);
+            let lost = agent.lost()?.values().sum::<u64>().saturating_sub(before.values().sum());
             report.load.push(Load {
                 what: what("the loss is counted", model),
                 rate: rate.clone(),

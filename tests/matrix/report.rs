@@ -21,12 +21,24 @@ pub struct Report {
     pub seconds: u64,
     /// Events that the agents lost.
     pub lost: u64,
+    /// Where and when: each round that lost any, with its stages.
+    #[serde(default)]
+    pub losses: Vec<Loss>,
     /// Every cell.
     pub cells: Vec<Cell>,
     /// Denials beside floods, and what overruns did.
     pub load: Vec<Load>,
     /// Causes that this machine cannot make: cause, place, reason.
     pub not_made: Vec<(String, Place, String)>,
+}
+
+/// What both agents lost during one round: an `unknown` of that round is explained by it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// `IPv4 non-blocking`, …, or `under load`.
+    pub round: String,
+    /// Events by stage.
+    pub stages: BTreeMap<String, u64>,
 }
 
 /// One check under load.
@@ -65,7 +77,22 @@ impl Report {
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
         let reasons = std::fs::read("/sys/kernel/btf/vmlinux")
             .is_ok_and(|btf| btf.windows(REASON.len()).any(|bytes| bytes == REASON));
-        Self { kernel, reasons, seconds: 0, lost: 0, cells: Vec::new(), load: Vec::new(), not_made: Vec::new() }
+        let (cells, load, not_made, losses) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { kernel, reasons, seconds: 0, lost: 0, losses, cells, load, not_made }
+    }
+
+    /// Notes what was lost during a round, given what has been lost since the agents began.
+    pub fn note_lost(&mut self, round: &str, since_start: BTreeMap<String, u64>) {
+        let before = |stage: &str| self.losses.iter().filter_map(|loss| loss.stages.get(stage)).sum::<u64>();
+        let new = since_start.into_iter().map(|(stage, count)| {
+            let new = count.saturating_sub(before(&stage));
+            (stage, new)
+        });
+        let stages: BTreeMap<String, u64> = new.filter(|(_, count)| *count > 0).collect();
+        self.lost += stages.values().sum::<u64>();
+        if !stages.is_empty() {
+            self.losses.push(Loss { round: round.to_owned(), stages });
+        }
     }
 
     /// The table, as it is true on this kernel.
@@ -110,6 +137,10 @@ impl Report {
         }
         for load in self.load_failures() {
             let _ = writeln!(text, "WRONG under load: {}: {}, right is {}", load.what, load.found, load.right);
+        }
+        for Loss { round, stages } in &self.losses {
+            let stages: Vec<String> = stages.iter().map(|(stage, count)| format!("{count} in {stage}")).collect();
+            let _ = writeln!(text, "lost during {round}: {}", stages.join(", "));
         }
         let below = self.below_floor();
         let _ = writeln!(
@@ -292,3 +323,22 @@ const SECTIONS: [Section; 5] = [
     ("No policy", |truth| truth == Truth::Fault),
     ("Connections that stand", |truth| truth == Truth::Works),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_round_has_what_was_lost_in_it() {
+        let mut report = Report::new();
+        let lost = |counts: &[(&str, u64)]| counts.iter().map(|(stage, count)| ((*stage).to_owned(), *count)).collect();
+        report.note_lost("first", lost(&[("drop-rate-limit", 3)]));
+        report.note_lost("second", lost(&[("drop-rate-limit", 3)]));
+        report.note_lost("third", lost(&[("drop-rate-limit", 5), ("ring-buffer", 1)]));
+        assert_eq!(report.lost, 6);
+        let text = report.summary();
+        assert!(text.contains("lost during first: 3 in drop-rate-limit\n"), "{text}");
+        assert!(text.contains("lost during third: 2 in drop-rate-limit, 1 in ring-buffer\n"), "{text}");
+        assert!(!text.contains("second"), "{text}");
+    }
+}

@@ -1,5 +1,6 @@
 //! The rounds: every lane's client dials at once, and what both agents say is held against the table.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::panic;
@@ -75,14 +76,16 @@ pub fn run(options: &Options) -> Result<Report> {
     for (number, (family, waiting)) in rounds.iter().enumerate() {
         let models = change(&agents, number, &made)?;
         let cells = round(&mesh, &made, &held, &agents, models, *family, *waiting)?;
-        eprintln!("{} {}: {} cells", family_word(*family), connect_word(*waiting), cells.len());
+        let name = format!("{} {}", family_word(*family), connect_word(*waiting));
+        eprintln!("{name}: {} cells", cells.len());
         report.cells.extend(cells);
+        report.note_lost(&name, lost(&agents)?);
     }
     if options.load {
         load::run(&mesh, &made, &agents, rounds.len(), &mut report)?;
+        report.note_lost("under load", lost(&agents)?);
     }
     for agent in agents {
-        report.lost += agent.lost()?;
         agent.agent.stop()?;
     }
     drop(held);
@@ -90,6 +93,17 @@ pub fn run(options: &Options) -> Result<Report> {
     cgroup::leave();
     report.seconds = begin.elapsed().as_secs();
     Ok(report)
+}
+
+/// What both agents have lost so far, by stage.
+fn lost(agents: &[Watcher; 2]) -> Result<BTreeMap<String, u64>> {
+    let mut all = BTreeMap::new();
+    for agent in agents {
+        for (stage, count) in agent.lost()? {
+            *all.entry(stage).or_default() += count;
+        }
+    }
+    Ok(all)
 }
 
 /// Lets the agents change places: what they have seen before counts for nothing from here on.

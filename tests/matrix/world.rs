@@ -1,5 +1,6 @@
 //! The mesh of the matrix: for each cause and place a client and a server of its own, and two agents that watch them all.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -238,11 +239,12 @@ impl Watcher {
         Ok(lanes.iter().map(|lane| pair(pairs, &lane.name, protocol).map(said).unwrap_or_default()).collect())
     }
 
-    /// Events that the agent says it lost.
-    pub fn lost(&self) -> Result<u64> {
+    /// Events that the agent says it lost, by stage; stages that lost none are left out.
+    pub fn lost(&self) -> Result<BTreeMap<String, u64>> {
         let snapshot = self.snapshot()?;
         let stages = snapshot["lost"].as_array().context("a snapshot without losses")?;
-        Ok(stages.iter().filter_map(|stage| stage["count"].as_u64()).sum())
+        let lost = |stage: &Value| Some((stage["stage"].as_str()?.to_owned(), stage["count"].as_u64()?));
+        Ok(stages.iter().filter_map(lost).filter(|(_, count)| *count > 0).collect())
     }
 }
 

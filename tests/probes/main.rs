@@ -1,5 +1,6 @@
 //! Each probe on the running kernel: real packets between network namespaces. Needs root and the built probes.
 
+mod dns;
 mod fallback;
 mod filter;
 mod flood;

@@ -24,6 +24,12 @@ const STAND_IN: &str = "tcp_callback";
 /// What [`STAND_IN`] tells in their place, and what would sharpen drops.
 const COVERED: [&str; 3] = ["syn_retransmit", "reset_received", "icmp_sent"];
 
+/// Begins the names of the probes that are only there where they are asked for.
+const CHOSEN: &str = "dns_";
+/// Said where they are not.
+const NOT_CHOSEN: &str = "off by choice: of resolvers that do not connect their sockets (musl, dnsmasq) only drops are seen; \
+    `weir run --dns-replies` (the chart's agent.dnsReplies) tells their replies too, at a cost per datagram";
+
 /// What the agent does without a probe.
 fn without(probe: &str) -> &'static str {
     match probe {
@@ -33,6 +39,9 @@ fn without(probe: &str) -> &'static str {
         "reset_received" => "; over IPv6 a reset cannot be told from an ICMP error",
         "syn_retransmit" => "; hanging attempts are told late, and their source port only at their end",
         "udp_create" | "udp_release" => "; UDP queries without reply stay unseen",
+        "dns_query4" | "dns_query6" | "dns_reply4" | "dns_reply6" => {
+            "; DNS replies to sockets that are not connected stay unseen"
+        }
         "packet_drop" => "; no drop is seen: nothing is called denied, and what fails is predicted or unknown",
         "tcp_state" => "; why an attempt failed, who made it and in which network namespace stays unknown",
         STAND_IN => "; no TCP attempt is seen",
@@ -223,6 +232,9 @@ impl DoctorReport {
                 Line { mark, name: &probe.name, text }
             }
         }));
+        if self.active("udp_release") && !self.probes.iter().any(|probe| probe.name.starts_with(CHOSEN)) {
+            lines.push(Line::fine("DNS replies", NOT_CHOSEN.to_owned()));
+        }
         lines.extend(self.network());
         lines.extend(self.agent());
         lines
@@ -443,6 +455,22 @@ mod tests {
         ] {
             assert!(page.contains(said), "{said}\n{page}");
         }
+    }
+
+    #[test]
+    fn what_is_off_by_choice_is_no_lack() {
+        let probe =
+            |name: &str| ProbeView { name: name.to_owned(), hook: "a:b".to_owned(), active: true, reason: None };
+        let mut report = healthy();
+        report.probes.push(probe("udp_release"));
+        let page = report.to_string();
+        assert!(
+            page.contains("\nok      DNS replies       off by choice: ") && page.contains("--dns-replies"),
+            "{page}"
+        );
+        report.probes.push(ProbeView { active: false, reason: Some("load: x".to_owned()), ..probe("dns_reply4") });
+        let page = report.to_string();
+        assert!(!page.contains("off by choice") && page.contains("weak    dns_reply4"), "{page}");
     }
 
     #[test]

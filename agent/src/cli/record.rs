@@ -160,8 +160,10 @@ impl Record {
         let runtime = run::runtime()?;
         let source = source(manifests, kubeconfig.as_deref(), WhichPods::Own, &mut node, &runtime)?;
         let settings = Settings { watched_ports: WATCHED_PORTS.to_vec(), nodes: node, flows, ..Settings::default() };
-        let btf = ProbeSettings::default().btf;
-        let load = |settings: &Settings| Kernel::load(settings.watched_ports.iter().copied(), btf).map_err(Into::into);
+        let load = |settings: &Settings| {
+            let ports = settings.watched_ports.iter().copied().collect();
+            Ok(Kernel::load(&ProbeSettings { ports, ..ProbeSettings::default() })?)
+        };
         // Nobody asks what only records; where it could be asked goes away with it.
         let socket = std::env::temp_dir().join(format!("weir-record-{}.sock", std::process::id()));
         let config = Config {

@@ -15,6 +15,7 @@ use super::manifests::own_flows;
 use crate::cluster::{candidates, watch};
 use crate::outputs::log::{self, LogFormat};
 use crate::outputs::socket;
+use crate::probes::ProbeSettings;
 use crate::run::{self, Config, Kernel, Source, record};
 
 /// Run the agent: watch this kernel's connections and judge them
@@ -54,6 +55,11 @@ pub struct Run {
     #[arg(long, value_delimiter = ',', value_name = "PORT,…", default_values_t = WATCHED_PORTS, hide_default_value = true,
           value_parser = clap::value_parser!(u16).range(1..))]
     ports: Vec<u16>,
+
+    /// Tell DNS replies of resolvers that do not connect their sockets (musl, dnsmasq) too: four more probes, which run for each
+    /// datagram that an unconnected UDP socket sends or receives
+    #[arg(long)]
+    dns_replies: bool,
 
     /// Catalogue file with flows to add, or to replace by id; repeatable
     #[arg(long, value_name = "FILE")]
@@ -119,7 +125,8 @@ impl Run {
     /// Runs until told to stop.
     pub fn run(self) -> anyhow::Result<Exit> {
         let Self { manifests, kubeconfig, pods, candidate, candidates_from, no_events, ports, flows, .. } = self;
-        let Self { listen, socket, window, grace, mut node, btf, log_format, record, record_limit, redact, .. } = self;
+        let Self { listen, socket, window, grace, mut node, btf, dns_replies, .. } = self;
+        let Self { log_format, record, record_limit, redact, .. } = self;
         log::init(log_format)?;
         let (_, flows) = own_flows(&flows)?;
         let runtime = run::runtime()?;
@@ -130,7 +137,10 @@ impl Run {
         let settings = Settings { window, grace, watched_ports: ports, nodes: node, flows, ..Settings::default() };
         let (candidates, events) = (candidate, !no_events);
         let config = Config { source, candidates, events, listen, socket, settings, record, record_limit, redact };
-        let load = |settings: &Settings| Ok(Kernel::load(settings.watched_ports.iter().copied(), btf)?);
+        let load = move |settings: &Settings| {
+            let ports = settings.watched_ports.iter().copied().collect();
+            Ok(Kernel::load(&ProbeSettings { ports, btf, dns_replies, ..ProbeSettings::default() })?)
+        };
         runtime.block_on(run::run(config, load))?;
         Ok(Exit::Fine)
     }

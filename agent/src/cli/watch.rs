@@ -106,11 +106,11 @@ impl Watch {
     }
 
     fn standalone(&self) -> anyhow::Result<Exit> {
-        let ports = if self.port.is_empty() { WATCHED_PORTS.to_vec() } else { self.port.clone() };
+        let ports = if self.port.is_empty() { WATCHED_PORTS.into() } else { self.port.iter().copied().collect() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.context("cannot start the event loop")?.block_on(async {
             let clock = Clock::start();
-            let mut kernel = Kernel::load(ports, ProbeSettings::default().btf)?;
+            let mut kernel = Kernel::load(&ProbeSettings { ports, ..ProbeSettings::default() })?;
             anstream::eprintln!("weir: watching; Ctrl-C ends it");
             let mut attempts = Attempts::new(MAX_ATTEMPTS);
             let (mut batch, mut lost) = (Vec::new(), 0);

@@ -10,7 +10,7 @@ use std::{
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{Array, MapData},
-    programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, ProgramError, SockOps},
+    programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, CgroupSockAddr, ProgramError, SockOps},
 };
 use weir_common::{ABSENT, Layout};
 
@@ -21,6 +21,9 @@ use super::{
     programs::{Hook, PROGRAMS, Program},
     symbols,
 };
+
+/// UDP sockets whose queries are remembered at most.
+const QUERIES: u32 = 4096;
 
 /// What the kernel says of its types.
 pub(super) struct Known {
@@ -50,19 +53,22 @@ pub(super) fn load(
     let layout = weir_common::bytes_of(&layout);
     let conntrack = symbols::addresses(&settings.kallsyms, ["ipv4_conntrack_in", "ipv6_conntrack_in"]);
     let conntrack = conntrack.map(u64::to_ne_bytes).concat();
+    let dns_replies = [u8::from(settings.dns_replies)];
     let attempts = (256 * u32::try_from(aya::util::nr_cpus().unwrap_or(1)).unwrap_or(1)).max(16384);
     let mut ebpf = EbpfLoader::new()
         .btf(None)
         .verifier_log_level(VerifierLogLevel::empty())
         .override_global("LAYOUT", layout, true)
         .override_global("CONNTRACK", conntrack.as_slice(), true)
+        .override_global("DNS_REPLIES", dns_replies.as_slice(), true)
         .map_max_entries("EVENTS", settings.ring_bytes)
         .map_max_entries("ATTEMPTS", attempts)
+        .map_max_entries("QUERIES", if settings.dns_replies { QUERIES } else { 1 })
         .load(object)
         .map_err(|error| refused(&error))?;
     watch(&mut ebpf, &settings.ports)?;
     let mut statuses: Vec<ProbeStatus> = Vec::new();
-    for program in &PROGRAMS {
+    for program in PROGRAMS.iter().filter(|program| (program.wanted)(settings)) {
         let active = |name: &str| statuses.iter().any(|probe| probe.name == name && probe.active);
         if program.stands_in_for.iter().any(|name| active(name)) {
             continue;
@@ -123,6 +129,12 @@ fn attach(ebpf: &mut Ebpf, program: &Program, known: Option<&Known>, settings: &
         Hook::Socket(_) => {
             let folder = open_root_cgroup(settings)?;
             let loaded: &mut CgroupSock = loaded.try_into().map_err(|error| explain(&error))?;
+            loaded.load().map_err(|error| explain_cgroup(&error))?;
+            loaded.attach(folder, CgroupAttachMode::Single).map_err(|error| explain_cgroup(&error))?;
+        }
+        Hook::Datagram(_) => {
+            let folder = open_root_cgroup(settings)?;
+            let loaded: &mut CgroupSockAddr = loaded.try_into().map_err(|error| explain(&error))?;
             loaded.load().map_err(|error| explain_cgroup(&error))?;
             loaded.attach(folder, CgroupAttachMode::Single).map_err(|error| explain_cgroup(&error))?;
         }

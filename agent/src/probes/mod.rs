@@ -71,6 +71,8 @@ pub struct ProbeSettings {
     pub kallsyms: PathBuf,
     /// Size of the ring buffer in bytes: a power of two, and of pages.
     pub ring_bytes: u32,
+    /// Follow DNS queries of UDP sockets that are not connected: four programs that run for each of their datagrams.
+    pub dns_replies: bool,
 }
 
 impl Default for ProbeSettings {
@@ -81,6 +83,7 @@ impl Default for ProbeSettings {
             cgroup: None,
             kallsyms: "/proc/kallsyms".into(),
             ring_bytes: 1 << 20,
+            dns_replies: false,
         }
     }
 }

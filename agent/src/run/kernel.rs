@@ -1,7 +1,6 @@
 //! The probes as the event loop's observer: events become observations with the running kernel's names.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use weir_common::Event;
 use weir_engine::observation::Observation;
@@ -23,10 +22,8 @@ impl Kernel {
     ///
     /// # Errors
     /// [`ProbeError`]; every message says what to do.
-    pub fn load(ports: impl IntoIterator<Item = u16>, btf: PathBuf) -> Result<Self, ProbeError> {
-        let ports = ports.into_iter().collect::<BTreeSet<_>>();
-        let settings = ProbeSettings { ports, btf, ..ProbeSettings::default() };
-        let probes = Probes::load(&settings)?;
+    pub fn load(settings: &ProbeSettings) -> Result<Self, ProbeError> {
+        let probes = Probes::load(settings)?;
         if let Some(why) = &probes.types().unreadable {
             tracing::warn!(%why, "no BTF: drops and causes stay unseen, and nothing will be called denied");
         }
