@@ -81,8 +81,8 @@ impl Report {
         Self { kernel, reasons, seconds: 0, lost: 0, losses, cells, load, not_made }
     }
 
-    /// Notes what was lost during a round, given what has been lost since the agents began.
-    pub fn note_lost(&mut self, round: &str, since_start: BTreeMap<String, u64>) {
+    /// Notes what was lost during a round, given what has been lost since the agents began; says whether that was anything.
+    pub fn note_lost(&mut self, round: &str, since_start: BTreeMap<String, u64>) -> bool {
         let before = |stage: &str| self.losses.iter().filter_map(|loss| loss.stages.get(stage)).sum::<u64>();
         let new = since_start.into_iter().map(|(stage, count)| {
             let new = count.saturating_sub(before(&stage));
@@ -90,9 +90,11 @@ impl Report {
         });
         let stages: BTreeMap<String, u64> = new.filter(|(_, count)| *count > 0).collect();
         self.lost += stages.values().sum::<u64>();
-        if !stages.is_empty() {
+        let has_lost = !stages.is_empty();
+        if has_lost {
             self.losses.push(Loss { round: round.to_owned(), stages });
         }
+        has_lost
     }
 
     /// The table, as it is true on this kernel.
