@@ -259,13 +259,20 @@ impl Packet {
         if sock.is_null() { None } else { Some(Sock(sock)) }
     }
 
+    /// The interface it is on. While a datagram is in its socket's queue the member holds something else (`dev_scratch` in
+    /// include/linux/skbuff.h and net/ipv4/udp.c), whose highest bit is never set: that of the kernel's addresses always is.
+    #[inline(always)]
+    fn device(self) -> Option<*const c_void> {
+        let dev = load!(self.0, skb_dev as *const c_void);
+        if (dev as i64) < 0 { Some(dev) } else { None }
+    }
+
     /// Interface index and network namespace (inode number); 0 for what cannot be told.
     ///
     /// `skb->dev` is null in the OUTPUT hook, where the socket and the route still tell the namespace.
     #[inline(always)]
     pub fn place(self) -> (u32, u32) {
-        let dev = load!(self.0, skb_dev as *const c_void);
-        if !dev.is_null() {
+        if let Some(dev) = self.device() {
             let net = load!(dev, dev_net as *const c_void);
             return (load!(dev, dev_index as u32), load!(net, net_inum as u32));
         }
@@ -304,11 +311,10 @@ impl Packet {
         if function == 0 || load!(self.0, skb_nfct as u64) != 0 {
             return None;
         }
-        let dev = load!(self.0, skb_dev as u64);
-        let net: u64 = match self.sock() {
-            _ if dev != 0 => copy(dev + u64::from(offset!(dev_net)))?,
-            Some(sock) => load!(sock.0, sock_net as u64),
-            None => return None,
+        let net = match (self.device(), self.sock()) {
+            (Some(dev), _) => load!(dev, dev_net as u64),
+            (None, Some(sock)) => load!(sock.0, sock_net as u64),
+            (None, None) => return None,
         };
         let entries: u64 = copy(net + u64::from(hooks))?;
         if entries == 0 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use weir_common::{Event, udp_flags};
-use weir_engine::observation::Observation;
+use weir_engine::observation::{DropClass, Observation};
 
 use super::world::{REFUSED, SERVERS, World, address, drops, inode, is_from_client, udp_ends};
 
@@ -84,6 +84,40 @@ fn a_refused_datagram_is_told_though_its_application_read_the_error() -> Result<
         assert_eq!((error.error, error.netns), (REFUSED, inode(&world.client)?));
         assert_eq!((error.socket, error.tuple), (end.socket, end.tuple));
         assert_eq!(end.error, 0, "the application has read it");
+    }
+    Ok(())
+}
+
+/// In a socket's queue a datagram's interface is overwritten: who follows it faults.
+#[test]
+fn answers_that_nobody_reads_are_no_drop_and_have_no_place_made_up() -> Result<()> {
+    const SOCKETS: usize = 20;
+    let mut world = World::new()?;
+    for server in SERVERS {
+        let events = world.observe(|world| {
+            world.client.run(|| {
+                for _ in 0..SOCKETS {
+                    let any = if server.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
+                    let socket = UdpSocket::bind(any)?;
+                    socket.connect(address(server, 53)?)?;
+                    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+                    socket.send(b"?")?;
+                    socket.peek(&mut [0; 8])?;
+                }
+                Ok(())
+            })
+        })?;
+        assert!(udp_ends(&events).iter().all(|end| end.flags & udp_flags::REPLIED != 0), "{events:?}");
+        let seen = drops(&events);
+        assert_ne!(seen.len(), 0, "no kernel so far frees them otherwise");
+        for event in &events {
+            let Some(Observation::Drop(drop)) = world.decoder.decode(event) else { continue };
+            assert_eq!(drop.class(), DropClass::Normal, "{drop:?}");
+        }
+        for drop in seen {
+            assert_eq!(drop.interface, 0, "{drop:?}");
+            assert!(drop.netns == 0 || drop.netns == inode(&world.client)?, "{drop:?}");
+        }
     }
     Ok(())
 }

@@ -9,12 +9,17 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+use object::{Object as _, ObjectSection as _, SectionKind};
 
 use crate::{setup, tools};
 
 const TARGET: &str = "bpfel-unknown-none";
 const PROFILE: &str = "bpf";
+
+/// Lets LLVM clear memory with plain stores. By default bpf-linker tells it to call a function for that, of three bytes even,
+/// which makes each program one with subprograms; see [`check`].
+const NO_CALLS: &str = "-Clink-arg=--disable-expand-memcpy-in-order";
 
 /// `cargo xtask build-ebpf`
 #[derive(clap::Args)]
@@ -72,11 +77,13 @@ pub fn build() -> Result<PathBuf> {
     };
     cargo
         .env("CARGO_TARGET_DIR", folder.join("build"))
-        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", tools::bpf_linker());
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", tools::bpf_linker())
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", NO_CALLS);
     tools::run(&mut cargo).context("building the probes")?;
     let built = folder.join("build").join(TARGET).join(PROFILE).join("weir-ebpf");
     let object = folder.join("object/weir-ebpf");
     let bytes = fs::read(&built).with_context(|| built.display().to_string())?;
+    check(&bytes).with_context(|| built.display().to_string())?;
     // An unchanged object keeps its time stamp, so that the agent is not built again.
     if fs::read(&object).ok().as_ref() != Some(&bytes) {
         fs::create_dir_all(object.parent().expect("it has one"))?;
@@ -84,6 +91,29 @@ pub fn build() -> Result<PathBuf> {
     }
     eprintln!("probes: {} ({} bytes)", object.display(), bytes.len());
     Ok(object)
+}
+
+/// No program may call a function of its own: a kernel without commit 0108a4e9f358 (June 2023, in no 5.10) registers a program that
+/// does twice, once without the table of its loads that may fault, and panics if such a load faults while it finds that one.
+fn check(object: &[u8]) -> Result<()> {
+    for section in object::File::parse(object)?.sections() {
+        let name = section.name()?;
+        // There linked-in functions are, which nothing calls.
+        if section.kind() != SectionKind::Text || name == ".text" {
+            continue;
+        }
+        ensure!(
+            !calls_function(section.data()?),
+            "{name}: a program calls a function, which panics older kernels: put #[inline(always)] on every function of \
+             agent-ebpf, and copy or clear no more than 1,024 bytes at once"
+        );
+    }
+    Ok(())
+}
+
+/// `BPF_JMP | BPF_CALL` with the source register `BPF_PSEUDO_CALL` (include/uapi/linux/bpf.h); with others it calls the kernel.
+fn calls_function(code: &[u8]) -> bool {
+    code.chunks_exact(8).any(|insn| [insn[0], insn[1] >> 4] == [0x85, 1])
 }
 
 /// One line for `setup --check`.
@@ -95,5 +125,19 @@ pub fn describe(toolchain: &Toolchain) -> String {
             format!("{} ({})", rustc.display(), version.unwrap_or_default())
         }
         Toolchain::Nightly => "rustup nightly with rust-src".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::calls_function;
+
+    #[test]
+    fn a_call_of_a_function_is_not_one_of_a_helper() {
+        const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
+        const HELPER: [u8; 8] = [0x85, 0, 0, 0, 5, 0, 0, 0];
+        const FUNCTION: [u8; 8] = [0x85, 0x10, 0, 0, 0xff, 0xff, 0xff, 0xff];
+        assert!(!calls_function(&[HELPER, EXIT].concat()));
+        assert!(calls_function(&[HELPER, FUNCTION, EXIT].concat()));
     }
 }

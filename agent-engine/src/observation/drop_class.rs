@@ -151,6 +151,10 @@ const LOCATIONS: &[(&str, DropClass)] = &[
     ("skb_queue_purge", DropClass::Normal),
     ("skb_queue_purge_reason", DropClass::Normal),
     ("inet_sock_destruct", DropClass::Normal),
+    // Datagrams that the application left unread.
+    ("udp_destruct_common", DropClass::Normal),
+    ("udp_destruct_sock", DropClass::Normal),
+    ("udpv6_destruct_sock", DropClass::Normal),
     ("packet_rcv", DropClass::Normal),
     ("tpacket_rcv", DropClass::Normal),
 ];
@@ -284,6 +288,8 @@ mod tests {
             (Some("NEIGH_FAILED"), Some("neigh_invalidate"), DropClass::Neighbour),
             (Some("NO_SOCKET"), Some("tcp_v4_rcv"), NoSocket),
             (unsaid, Some("tcp_v4_rcv"), Normal),
+            (unsaid, Some("udp_destruct_common"), Normal),
+            (None, Some("udp_destruct_common"), Normal),
             (Some("SOMETHING_NEW"), Some("nf_hook_slow"), Other),
             (None, None, Other),
         ];
