@@ -13,13 +13,14 @@
 use core::ptr::read_volatile;
 
 use aya_ebpf::{EbpfContext as _, programs::SockAddrContext};
-use weir_common::{Tuple, UdpEnd, counter, kind, udp_flags};
+use weir_common::{counter, udp_flags};
 
 use crate::{
-    emit::{emit, header, now},
-    kernel::{UDP, bytes, copy, current, is_mapped, mapped, offset},
+    emit::now,
+    kernel::{UDP, copy, is_mapped, mapped, offset},
     maps::{QUERIES, Query, count, watched},
     namespace::only_address,
+    udp_socket::Exchange,
 };
 
 const DNS: u16 = 53;
@@ -35,31 +36,19 @@ macro_rules! load {
     }};
 }
 
+/// The socket asks a server, whose address is IPv4's as the hook has it, or IPv6's.
 #[inline(always)]
-pub fn asked4(ctx: &SockAddrContext) {
+pub fn query(ctx: &SockAddrContext, v4: bool) {
     if is_dns(ctx) {
-        let _ = asked(ctx, mapped(load!(ctx, user_ip4)));
+        let _ = asked(ctx, peer(ctx, v4));
     }
 }
 
+/// Its application reads a datagram of a server.
 #[inline(always)]
-pub fn asked6(ctx: &SockAddrContext) {
+pub fn reply(ctx: &SockAddrContext, v4: bool) {
     if is_dns(ctx) {
-        let _ = asked(ctx, address6(ctx));
-    }
-}
-
-#[inline(always)]
-pub fn answered4(ctx: &SockAddrContext) {
-    if is_dns(ctx) {
-        let _ = answered(ctx, mapped(load!(ctx, user_ip4)));
-    }
-}
-
-#[inline(always)]
-pub fn answered6(ctx: &SockAddrContext) {
-    if is_dns(ctx) {
-        let _ = answered(ctx, address6(ctx));
+        let _ = answered(ctx, peer(ctx, v4));
     }
 }
 
@@ -88,8 +77,12 @@ fn is_dns(ctx: &SockAddrContext) -> bool {
     u16::from_be(load!(ctx, user_port) as u16) == DNS && watched(DNS) && load!(ctx, protocol) == u32::from(UDP)
 }
 
+/// Each family's hooks may load their own members only.
 #[inline(always)]
-fn address6(ctx: &SockAddrContext) -> [u32; 4] {
+fn peer(ctx: &SockAddrContext, v4: bool) -> [u32; 4] {
+    if v4 {
+        return mapped(load!(ctx, user_ip4));
+    }
     [load!(ctx, user_ip6[0]), load!(ctx, user_ip6[1]), load!(ctx, user_ip6[2]), load!(ctx, user_ip6[3])]
 }
 
@@ -143,29 +136,13 @@ fn answered(ctx: &SockAddrContext, server: [u32; 4]) -> Option<()> {
 fn tell(socket: u64, query: &Query, flags: u8) -> Option<()> {
     let at = |offset: u32| socket + u64::from(offset);
     let v4 = is_mapped(query.server);
-    let net: u64 = copy(at(offset!(sock_net)))?;
     let bound: [u32; 4] =
         if v4 { mapped(copy(at(offset!(sock_rcv_saddr)))?) } else { copy(at(offset!(sock_v6_rcv_saddr)))? };
-    let source = if bound[0] | bound[1] | bound[3] == 0 { only_address(net, v4)? } else { bound };
-    emit(UdpEnd {
-        header: header(kind::UDP_END, now()),
-        tuple: Tuple {
-            source: bytes(source),
-            destination: bytes(query.server),
-            source_port: copy(at(offset!(sock_num)))?,
-            destination_port: DNS,
-            protocol: UDP,
-            padding: [0; 3],
-        },
-        socket,
-        netns: copy(net + u64::from(offset!(net_inum)))?,
-        error: 0,
-        flags,
-        padding: [0; 7],
-        created: query.asked,
-        owner: current(),
-    });
-    Some(())
+    let source =
+        if bound[0] | bound[1] | bound[3] == 0 { only_address(copy(at(offset!(sock_net)))?, v4)? } else { bound };
+    let exchange =
+        Exchange { source, destination: query.server, destination_port: DNS, error: 0, flags, created: query.asked };
+    exchange.tell(socket)
 }
 
 #[inline(always)]

@@ -155,25 +155,25 @@ mod programs {
     /// Any other value than 1 would refuse the datagram, as with the next; the kernel takes no other from the two after it.
     #[cgroup_sock_addr(sendmsg4)]
     fn dns_query4(ctx: SockAddrContext) -> i32 {
-        dns_reply::asked4(&ctx);
+        dns_reply::query(&ctx, true);
         1
     }
 
     #[cgroup_sock_addr(sendmsg6)]
     fn dns_query6(ctx: SockAddrContext) -> i32 {
-        dns_reply::asked6(&ctx);
+        dns_reply::query(&ctx, false);
         1
     }
 
     #[cgroup_sock_addr(recvmsg4)]
     fn dns_reply4(ctx: SockAddrContext) -> i32 {
-        dns_reply::answered4(&ctx);
+        dns_reply::reply(&ctx, true);
         1
     }
 
     #[cgroup_sock_addr(recvmsg6)]
     fn dns_reply6(ctx: SockAddrContext) -> i32 {
-        dns_reply::answered6(&ctx);
+        dns_reply::reply(&ctx, false);
         1
     }
 }

@@ -64,26 +64,52 @@ fn end(socket: u64) -> Option<()> {
         (local, remote) = (copy(at(offset!(sock_v6_rcv_saddr)))?, copy(at(offset!(sock_v6_daddr)))?);
     }
     let replied = copy::<i32>(at(offset!(sock_incoming_cpu)))? != -1;
-    let net: u64 = copy(at(offset!(sock_net)))?;
-    emit(UdpEnd {
-        header: header(kind::UDP_END, now()),
-        tuple: Tuple {
-            source: bytes(local),
-            destination: bytes(remote),
-            source_port: copy(at(offset!(sock_num)))?,
-            destination_port: port,
-            protocol: UDP,
-            padding: [0; 3],
-        },
-        socket,
-        netns: copy(net + u64::from(offset!(net_inum)))?,
+    let exchange = Exchange {
+        source: local,
+        destination: remote,
+        destination_port: port,
         error: copy(at(offset!(sock_err)))?,
         flags: if replied { udp_flags::REPLIED } else { 0 },
-        padding: [0; 7],
         created,
-        owner: current(),
-    });
-    Some(())
+    };
+    exchange.tell(socket)
+}
+
+/// What a UDP socket and its peer had to do with one another.
+pub struct Exchange {
+    pub source: [u32; 4],
+    pub destination: [u32; 4],
+    pub destination_port: u16,
+    pub error: i32,
+    pub flags: u8,
+    pub created: u64,
+}
+
+impl Exchange {
+    #[inline(always)]
+    pub fn tell(self, socket: u64) -> Option<()> {
+        let at = |offset: u32| socket + u64::from(offset);
+        let net: u64 = copy(at(offset!(sock_net)))?;
+        emit(UdpEnd {
+            header: header(kind::UDP_END, now()),
+            tuple: Tuple {
+                source: bytes(self.source),
+                destination: bytes(self.destination),
+                source_port: copy(at(offset!(sock_num)))?,
+                destination_port: self.destination_port,
+                protocol: UDP,
+                padding: [0; 3],
+            },
+            socket,
+            netns: copy(net + u64::from(offset!(net_inum)))?,
+            error: self.error,
+            flags: self.flags,
+            padding: [0; 7],
+            created: self.created,
+            owner: current(),
+        });
+        Some(())
+    }
 }
 
 /// Constant to the verifier.

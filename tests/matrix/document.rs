@@ -57,8 +57,8 @@ The floor, which fails the build: **no cause that is not a policy is ever report
 kernel shows is missed** (`denied` if the policies do not admit the flow, `unexplained` if they do). What the kernel does not
 show is `predicted`, `at-risk` or `unknown` without admission and `failing`, `silent` or `unknown` with it.
 
-A kernel may skip a probe that it has interrupted on the same processor. The agent counts that as loss and claims less; a round
-in which it did, and something was not as it should be, is made again, twice at most, unless somebody was accused.
+A kernel may skip a probe that it has interrupted on the same processor. The agent counts that as loss and claims less: a round
+in which it did is made again, twice at most, if all that is not as it should be is `unknown` or `predicted`.
 
 There is one section for each kernel. Debian's kernels (`cloud`) ran under QEMU's software emulation by `cargo xtask vm-test`.
 ";

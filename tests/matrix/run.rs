@@ -86,8 +86,10 @@ pub fn run(options: &Options) -> Result<Report> {
             eprintln!("{name}: {} cells", cells.len());
             let has_lost = report.note_lost(&name, lost(&agents)?);
             let mut wrong = cells.iter().filter(|cell| !cell.faults.is_empty()).peekable();
-            // What the agents said they had lost is no miss. An accusation rests on what they saw: it stands.
-            let excused = has_lost && wrong.peek().is_some() && wrong.all(|cell| cell.said.state != "denied");
+            // What the agents said they had lost is no miss, as long as they claim no more for it. Any other claim stands.
+            let excused = has_lost
+                && wrong.peek().is_some()
+                && wrong.all(|cell| matches!(cell.said.state.as_str(), "unknown" | "predicted"));
             if !excused || repeats_left == 0 {
                 report.cells.extend(cells);
                 break;

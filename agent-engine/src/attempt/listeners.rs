@@ -42,7 +42,8 @@ pub(super) enum Room {
 }
 
 impl Room {
-    fn heard(&mut self, drops: u64) {
+    /// The counter was read.
+    pub fn heard(&mut self, drops: u64) {
         *self = match *self {
             Self::Unknown => Self::Basis(drops),
             Self::Basis(before) if drops > before => Self::Full,
@@ -97,13 +98,6 @@ impl Listeners {
         if self.suspects.len() < max {
             self.suspects.insert(destination(open), at);
         }
-    }
-}
-
-impl Open {
-    /// The counter of its destination was read.
-    pub(super) fn listener_turned_away(&mut self, drops: u64) {
-        self.room.heard(drops);
     }
 }
 

@@ -253,7 +253,7 @@ impl Attempts {
     pub fn listen_drops(&mut self, destination: Destination, drops: u64) {
         for id in self.listeners.take(destination) {
             let Some(open) = self.open.get_mut(&id) else { continue };
-            open.listener_turned_away(drops);
+            open.room.heard(drops);
             if matches!(open.ending, Some((Ending::GaveUp { .. }, _))) {
                 self.finish(&id);
             }

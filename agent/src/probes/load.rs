@@ -106,6 +106,17 @@ pub(super) fn watch(ebpf: &mut Ebpf, ports: &BTreeSet<u16>) -> Result<(), ProbeE
     Ok(())
 }
 
+/// Loads and attaches a program of a cgroup hook at the root. A link always shares its hook with others; a mode that says so is
+/// refused (EINVAL) by bpf_link_create.
+macro_rules! at_root_cgroup {
+    ($loaded:ident as $kind:ty, $settings:expr) => {{
+        let folder = open_root_cgroup($settings)?;
+        let program: &mut $kind = $loaded.try_into().map_err(|error| explain(&error))?;
+        program.load().map_err(|error| explain_cgroup(&error))?;
+        program.attach(folder, CgroupAttachMode::Single).map_err(|error| explain_cgroup(&error))?;
+    }};
+}
+
 fn attach(ebpf: &mut Ebpf, program: &Program, known: Option<&Known>, settings: &ProbeSettings) -> Result<(), String> {
     const NO_BTF: &str = "it needs the kernel's BTF";
     if let Some(needs) = program.needs
@@ -125,25 +136,9 @@ fn attach(ebpf: &mut Ebpf, program: &Program, known: Option<&Known>, settings: &
             })?;
             loaded.attach().map_err(|error| explain(&error))?;
         }
-        // A link always shares its hook with others; a mode that says so is refused (EINVAL) by bpf_link_create.
-        Hook::Socket(_) => {
-            let folder = open_root_cgroup(settings)?;
-            let loaded: &mut CgroupSock = loaded.try_into().map_err(|error| explain(&error))?;
-            loaded.load().map_err(|error| explain_cgroup(&error))?;
-            loaded.attach(folder, CgroupAttachMode::Single).map_err(|error| explain_cgroup(&error))?;
-        }
-        Hook::Datagram(_) => {
-            let folder = open_root_cgroup(settings)?;
-            let loaded: &mut CgroupSockAddr = loaded.try_into().map_err(|error| explain(&error))?;
-            loaded.load().map_err(|error| explain_cgroup(&error))?;
-            loaded.attach(folder, CgroupAttachMode::Single).map_err(|error| explain_cgroup(&error))?;
-        }
-        Hook::Callbacks => {
-            let folder = open_root_cgroup(settings)?;
-            let loaded: &mut SockOps = loaded.try_into().map_err(|error| explain(&error))?;
-            loaded.load().map_err(|error| explain_cgroup(&error))?;
-            loaded.attach(folder, CgroupAttachMode::Single).map_err(|error| explain_cgroup(&error))?;
-        }
+        Hook::Socket(_) => at_root_cgroup!(loaded as CgroupSock, settings),
+        Hook::Datagram(_) => at_root_cgroup!(loaded as CgroupSockAddr, settings),
+        Hook::Callbacks => at_root_cgroup!(loaded as SockOps, settings),
     }
     Ok(())
 }
