@@ -139,7 +139,7 @@ impl Servers {
 
     fn udp(&self, namespace: &Netns, address: SocketAddr) -> Result<AbortHandle> {
         let socket = namespace.run(|| {
-            let socket = UdpSocket::bind(address)?;
+            let socket = once_free(|| UdpSocket::bind(address))?;
             socket.set_nonblocking(true)?;
             Ok(socket)
         })?;
@@ -178,14 +178,19 @@ impl Drop for Servers {
 
 /// A socket of both families that listens in the calling thread's namespace.
 pub(crate) fn listening(port: u16, backlog: i32) -> Result<std::net::TcpListener> {
+    once_free(|| listen(port, backlog)).with_context(|| format!("cannot listen on port {port}"))
+}
+
+/// Binds a port, waiting for a socket that is being closed. A program that is just being started still has all of this process's
+/// sockets: those closed meanwhile too.
+pub(crate) fn once_free<T>(bind: impl Fn() -> std::io::Result<T>) -> std::io::Result<T> {
     let begin = Instant::now();
     loop {
-        match listen(port, backlog) {
-            // A program that is just being started still has all of this process's sockets: those closed meanwhile too.
+        match bind() {
             Err(error) if error.kind() == ErrorKind::AddrInUse && begin.elapsed() < CLOSING => {
                 std::thread::sleep(Duration::from_millis(10));
             }
-            listener => return listener.with_context(|| format!("cannot listen on port {port}")),
+            bound => return bound,
         }
     }
 }

@@ -14,6 +14,7 @@ use super::Held;
 use super::world::{DNS, Site, XDS};
 use crate::fixture::Protocol;
 use crate::ipv6::Family;
+use crate::servers::{listening, once_free};
 
 /// Packets with this mark are the proxy's own.
 const PROXY_MARK: u32 = 1337;
@@ -57,12 +58,9 @@ impl Servers {
         closed(site)?;
         let addresses = site.mesh.addresses(&site.lane.server)?.to_vec();
         site.mesh.namespace(&site.lane.server)?.run(|| {
-            let tcp = Socket::new(Domain::IPV6, Type::STREAM, None)?;
-            tcp.set_reuse_address(true)?;
-            tcp.bind(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), XDS).into())?;
-            tcp.listen(16)?;
-            let udp = addresses.iter().map(|address| UdpSocket::bind((*address, DNS))).collect::<io::Result<_>>();
-            Ok(Self { _tcp: tcp.into(), _udp: udp.context("cannot bind the UDP server")? })
+            let udp = |address: &IpAddr| once_free(|| UdpSocket::bind((*address, DNS)));
+            let udp = addresses.iter().map(udp).collect::<io::Result<_>>().context("cannot bind the UDP server")?;
+            Ok(Self { _tcp: listening(XDS, 16)?, _udp: udp })
         })
     }
 }
