@@ -1,8 +1,9 @@
 //! The only reader of kernel structs.
 //!
 //! Offsets come from `maps::LAYOUT`, which is constant to the verifier: a load through an argument of a BTF tracepoint is
-//! checked against the kernel's own types, needs no helper and cannot fault. Memory that has no type (packet bytes,
-//! conntrack's tuple, the context of cgroup programs) goes through `bpf_probe_read_kernel`.
+//! checked against the kernel's own types and needs no helper; where the memory is gone it faults, and the kernel lets it read
+//! zero. Memory that has no type (packet bytes, conntrack's tuple, the context of cgroup programs) goes through
+//! `bpf_probe_read_kernel`.
 
 use core::{mem::MaybeUninit, ptr::read_volatile};
 
