@@ -58,7 +58,7 @@ kernel shows is missed** (`denied` if the policies do not admit the flow, `unexp
 show is `predicted`, `at-risk` or `unknown` without admission and `failing`, `silent` or `unknown` with it.
 
 A kernel may skip a probe that it has interrupted on the same processor. The agent counts that as loss and claims less: a round
-in which it did is made again, twice at most, if all that is not as it should be is `unknown` or `predicted`.
+in which it did is made again, twice at most, if all that is not as it should be is reported as what the kernel does not show.
 
 There is one section for each kernel. Debian's kernels (`cloud`) ran under QEMU's software emulation by `cargo xtask vm-test`.
 ";

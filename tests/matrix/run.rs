@@ -28,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(6);
 /// How often a round is made again in which the agents said that they had lost events.
 const REPEATS: usize = 2;
 
+/// What is said of a policy's drop that the kernel does not show: nothing is accused and nothing works.
+const UNSHOWN: [&str; 5] = ["unknown", "predicted", "at-risk", "failing", "silent"];
+
 /// What is right may still become wrong for as long as this.
 const SETTLING: Duration = Duration::from_millis(700);
 
@@ -87,9 +90,8 @@ pub fn run(options: &Options) -> Result<Report> {
             let has_lost = report.note_lost(&name, lost(&agents)?);
             let mut wrong = cells.iter().filter(|cell| !cell.faults.is_empty()).peekable();
             // What the agents said they had lost is no miss, as long as they claim no more for it. Any other claim stands.
-            let excused = has_lost
-                && wrong.peek().is_some()
-                && wrong.all(|cell| matches!(cell.said.state.as_str(), "unknown" | "predicted"));
+            let excused =
+                has_lost && wrong.peek().is_some() && wrong.all(|cell| UNSHOWN.contains(&cell.said.state.as_str()));
             if !excused || repeats_left == 0 {
                 report.cells.extend(cells);
                 break;
