@@ -107,7 +107,9 @@ fn answers_that_nobody_reads_are_no_drop_and_have_no_place_made_up() -> Result<(
                 Ok(())
             })
         })?;
-        assert!(udp_ends(&events).iter().all(|end| end.flags & udp_flags::REPLIED != 0), "{events:?}");
+        let ends = udp_ends(&events);
+        assert_eq!(ends.len(), SOCKETS, "{events:?}");
+        assert!(ends.iter().all(|end| end.flags & udp_flags::REPLIED != 0), "{ends:?}");
         let seen = drops(&events);
         assert_ne!(seen.len(), 0, "no kernel so far frees them otherwise");
         for event in &events {
